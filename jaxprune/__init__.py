@@ -1,0 +1,24 @@
+"""Pruning for JAX and Flax: train, prune the weakest connections, rewind, repeat."""
+
+from jaxprune import masks, optimizer, report, rewind, rounds, scores, select, tree
+from jaxprune.optimizer import PrunedState, get_masks, pruned, set_masks
+from jaxprune.rewind import Point, rewind_schedule
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'Point',
+    'PrunedState',
+    'get_masks',
+    'masks',
+    'optimizer',
+    'pruned',
+    'report',
+    'rewind',
+    'rewind_schedule',
+    'rounds',
+    'scores',
+    'select',
+    'set_masks',
+    'tree',
+]

@@ -10,7 +10,7 @@ Params: TypeAlias = Any
 """Any pytree of arrays."""
 
 Scores: TypeAlias = Any
-"""A tree like the parameters: how much each weight matters, higher stays; `None` where not prunable."""
+"""A tree like the parameters: how much each weight matters; `None` where not prunable."""
 
 Masks: TypeAlias = Any
 """A tree like the parameters: booleans, `True` stays; `None` where the leaf is not prunable."""
@@ -39,6 +39,12 @@ def prunable(path: str, leaf: jax.Array) -> bool:
     """Accepts floating-point leaves with two or more axes: kernels and embeddings, not biases."""
     del path
     return jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def covered_by(masks: Masks) -> Predicate:
+    """Makes the predicate that accepts the leaves which masks cover."""
+    covered = {path for path, mask in named_leaves(masks) if mask is not None}
+    return lambda path, leaf: path in covered
 
 
 def map_prunable(

@@ -7,6 +7,14 @@ os.environ['XLA_FLAGS'] = (
 )
 
 import jax
+import pytest
 
-jax.config.update('jax_numpy_dtype_promotion', 'strict')
-jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request):
+    """Holds our code to explicit dtypes and ranks; tests that run optax's are marked `promotes`."""
+    if request.node.get_closest_marker('promotes'):
+        yield
+        return
+    with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
+        yield

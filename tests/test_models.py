@@ -1,0 +1,175 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxprune import tree
+from train import models
+
+IMAGES = {'lenet300': (2, 28, 28, 1), 'convnet': (2, 8, 8, 1)}
+
+
+def _shape(name):
+    return IMAGES.get(name, (2, 32, 32, 3))
+
+
+def _variables(model, shape):
+    """Shapes and dtypes of the variables, without computing them."""
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+
+
+def _count(leaves):
+    return sum(leaf.size for leaf in jax.tree.leaves(leaves))
+
+
+def _resnet_size(depth, num_classes=10):
+    """Weights by the layers: kernels, batch norm's scale and bias, the dense layer."""
+    n = (depth - 2) // 6
+    count = 9 * 3 * 16 + 2 * 16
+    inputs = 16
+    for width in (16, 32, 64):
+        count += 9 * inputs * width + (2 * n - 1) * 9 * width**2 + 2 * n * 2 * width
+        if inputs != width:
+            count += inputs * width + 2 * width
+        inputs = width
+    return count + 64 * num_classes + num_classes
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('name', sorted(models.MODELS))
+def test_logits_and_variables_are_float32(name, train, dtype):
+    model, shape = models.build(name, num_classes=7, dtype=dtype), _shape(name)
+    variables = _variables(model, shape)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    logits, updates = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=train, mutable=['batch_stats']), variables, images
+    )
+    assert logits.shape == (2, 7) and logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    assert set(variables) == ({'params'} if name == 'lenet300' else {'params', 'batch_stats'})
+    assert jax.tree.structure(updates) == jax.tree.structure(
+        {key: value for key, value in variables.items() if key == 'batch_stats'}
+    )
+
+
+@pytest.mark.parametrize('name', ['lenet300', 'convnet', 'resnet20'])
+def test_the_dtype_is_that_of_the_computation(name):
+    model, shape = models.build(name, num_classes=10, dtype=jnp.bfloat16), _shape(name)
+    variables, images = _variables(model, shape), jax.ShapeDtypeStruct(shape, jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    products = [
+        eqn.invars[0].aval.dtype
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name in ('dot_general', 'conv_general_dilated')
+    ]
+    kernels = [leaf for leaf in jax.tree.leaves(variables['params']) if leaf.ndim > 1]
+    assert len(products) == len(kernels) and set(products) == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize(
+    ('name', 'params', 'prunable'),
+    [
+        ('lenet300', 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10, 3),
+        ('convnet', 9 * (32 + 32 * 64 + 64 * 64) + 2 * (32 + 64 + 64) + 64 * 10 + 10, 4),
+        ('resnet20', _resnet_size(20), 19 + 2 + 1),
+        ('resnet56', _resnet_size(56), 55 + 2 + 1),
+        ('resnet110', _resnet_size(110), 109 + 2 + 1),
+    ],
+)
+def test_parameters_and_prunable_kernels(name, params, prunable):
+    variables = _variables(models.build(name, num_classes=10), _shape(name))
+    assert _count(variables['params']) == params
+    kernels = tree.map_prunable(lambda path, leaf: path, variables['params'])
+    paths = jax.tree.leaves(kernels)
+    assert len(paths) == prunable and all(path.endswith('kernel') for path in paths)
+
+
+def test_published_sizes():
+    assert _count(_variables(models.build('lenet300', num_classes=10), (1, 28, 28, 1))) == 266_610
+    millions = [_resnet_size(depth) / 1e6 for depth in (20, 56, 110)]
+    assert [round(size, 2) for size in millions] == [0.27, 0.86, 1.73]  # published 0.27 0.85 1.7
+
+
+def test_resnet_starts_with_he_normal_kernels():
+    model = models.build('resnet20', num_classes=10)
+    params = jax.jit(model.init, static_argnames='train')(
+        jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False
+    )['params']
+    for _, leaf in tree.named_leaves(params):
+        if leaf.ndim == 4 and leaf.size > 9000:
+            expected = np.sqrt(2 / (leaf.shape[0] * leaf.shape[1] * leaf.shape[2]))
+            np.testing.assert_allclose(leaf.std(), expected, rtol=0.05)
+
+
+@pytest.mark.parametrize('name', ['convnet', 'resnet20'])
+def test_batch_statistics_move_in_training_only(name):
+    model = models.build(name, num_classes=10)
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3)) + 1
+    variables = jax.jit(model.init, static_argnames='train')(jax.random.key(0), images, train=False)
+    apply = jax.jit(
+        lambda variables, train: model.apply(
+            variables, images, train=train, mutable=['batch_stats']
+        ),
+        static_argnames='train',
+    )
+    before = jax.tree.leaves(variables['batch_stats'])
+    logits, evaluated = apply(variables, train=False)
+    other_logits, trained = apply(variables, train=True)
+    for x, y in zip(before, jax.tree.leaves(evaluated), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert all(
+        (x != y).any() for x, y in zip(before, jax.tree.leaves(trained['batch_stats']), strict=True)
+    )
+    assert jnp.abs(logits - other_logits).max() > 1e-3
+
+
+def test_evaluation_needs_no_mutable_collection_and_no_neighbours():
+    model = models.build('convnet', num_classes=10)
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    variables = model.init(jax.random.key(0), images, train=False)
+    together = model.apply(variables, images, train=False)
+    alone = model.apply(variables, images[:1], train=False)
+    np.testing.assert_allclose(together[:1], alone, atol=1e-5)
+
+
+def test_the_convnet_learns_32_random_examples_by_heart():
+    model = models.build('convnet', num_classes=10)
+    images = jax.random.normal(jax.random.key(1), (32, 8, 8, 1))
+    labels = jax.random.randint(jax.random.key(2), (32,), 0, 10)
+    tx = optax.adam(3e-3)
+
+    def loss_of(params, stats):
+        logits, updates = model.apply(
+            {'params': params, 'batch_stats': stats}, images, train=True, mutable=['batch_stats']
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), updates['batch_stats']
+
+    def step(carry, _):
+        params, stats, opt_state = carry
+        (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(params, stats)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), stats, opt_state), loss
+
+    variables = model.init(jax.random.key(0), images, train=False)
+    params, stats = variables['params'], variables['batch_stats']
+    (params, stats, _), losses = jax.jit(lambda carry: jax.lax.scan(step, carry, length=150))(
+        (params, stats, tx.init(params))
+    )
+    assert losses[0] > 1 and losses[-1] < 0.05
+    logits = model.apply({'params': params, 'batch_stats': stats}, images, train=False)
+    assert (logits.argmax(axis=-1) == labels).mean() > 0.9
+
+
+def test_an_unknown_name_lists_the_names():
+    with pytest.raises(ValueError, match=r"no model is named 'resnet18'; .*'convnet', 'lenet300'"):
+        models.build('resnet18', num_classes=10)
+
+
+@pytest.mark.parametrize('depth', [2, 18, 21])
+def test_a_depth_that_is_not_six_n_plus_two(depth):
+    with pytest.raises(ValueError, match=f'depth={depth} must be 6 n'):
+        models.resnet(depth)

@@ -1,0 +1,99 @@
+import builtins
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+import jaxprune as jp
+from jaxprune import plots, report
+
+
+def example():
+    params = {'kernel': jnp.ones((4, 5)), 'bias': jnp.ones(5), 'empty': None}
+    masks = {'kernel': jnp.arange(20).reshape(4, 5) < 3, 'bias': None, 'empty': None}
+    return params, masks
+
+
+def test_records_by_hand():
+    bias, kernel = report.records(*example())
+    assert bias == ('bias', (5,), 5, 0, 5)
+    assert kernel == ('kernel', (4, 5), 20, 20, 3)
+    assert (bias.density, bias.compression) == (None, 1.0)
+    assert (kernel.density, kernel.compression) == (3 / 20, 20 / 3)
+    total = report.total([bias, kernel])
+    assert total == ('total', None, 25, 20, 8)
+    assert (total.density, total.compression) == (3 / 20, 25 / 8)
+
+
+def test_density_agrees_with_the_masks():
+    params, masks = example()
+    assert report.total(report.records(params, masks)).density == jp.masks.density(masks)
+
+
+def test_nothing_kept_is_infinite_compression():
+    params, masks = {'k': jnp.ones((2, 2))}, {'k': jnp.zeros((2, 2), bool)}
+    [record] = report.records(params, masks)
+    assert (record.density, record.compression) == (0.0, float('inf'))
+
+
+def test_table_has_a_line_a_leaf_and_the_total():
+    lines = report.table(report.records(*example())).splitlines()
+    assert lines[0].split() == ['leaf', 'shape', 'parameters', 'kept', 'density', 'compression']
+    assert lines[-1].split() == ['total', '25', '8', '0.1500', '3.12']
+    assert any(
+        line.split() == ['kernel', '4', '×', '5', '20', '3', '0.1500', '6.67'] for line in lines
+    )
+
+
+def test_masks_unlike_the_parameters_are_an_error():
+    with pytest.raises(ValueError, match="masks have no leaf 'bias'"):
+        report.records({'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}, {'kernel': None})
+
+
+@pytest.fixture
+def nothing_optional(monkeypatch):
+    def refuse(name, *args, real=builtins.__import__, **kwargs):
+        if name.split('.')[0] in ('rich', 'matplotlib'):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    for name in list(sys.modules):
+        if name.split('.')[0] in ('rich', 'matplotlib'):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, '__import__', refuse)
+
+
+@pytest.mark.usefixtures('nothing_optional')
+def test_a_missing_library_names_the_extra():
+    with pytest.raises(ImportError, match=r'jaxprune\[report\]'):
+        report.table(report.records(*example()))
+    with pytest.raises(ImportError, match=r'jaxprune\[report\]'):
+        plots.accuracy_curve([{}])
+
+
+def rows():
+    for replicate in (0, 1):
+        yield {'technique': 'dense', 'level': 0, 'compression': 1.0, 'test_accuracy': 0.9}
+        for level in (1, 2):
+            accuracy = 0.9 - 0.1 * level - 0.02 * replicate
+            yield {
+                'technique': 'lr_rewind',
+                'level': level,
+                'compression': 2.0**level,
+                'test_accuracy': accuracy,
+            }
+
+
+def test_curve_draws_medians_bands_and_the_dense_line():
+    axes = plots.accuracy_curve(list(rows())).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert set(lines) == {'dense', 'lr_rewind'}
+    assert list(lines['lr_rewind'].get_xdata()) == [2, 4]
+    assert list(lines['lr_rewind'].get_ydata()) == pytest.approx([0.79, 0.69])
+    low, high = axes.collections[0].get_paths()[0].get_extents().get_points()[:, 1]
+    assert (low, high) == pytest.approx((0.68, 0.8))
+
+
+def test_no_rows_is_an_error():
+    with pytest.raises(ValueError, match='no rows'):
+        plots.accuracy_curve([])

@@ -1,0 +1,86 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from jaxprune import tree
+
+
+def test_names_leaves_of_any_tree():
+    leaves = tree.named_leaves({'b': (jnp.ones(2), None), 'a': [jnp.ones(3)]})
+    assert [path for path, _ in leaves] == ['a/0', 'b/0', 'b/1']
+    assert leaves[2][1] is None
+    assert [path for path, _ in tree.named_leaves(jnp.ones(3))] == ['']
+
+
+@pytest.mark.parametrize(
+    ('leaf', 'expected'),
+    [
+        (jnp.ones((2, 2)), True),
+        (jnp.ones((3, 3, 1, 8), jnp.bfloat16), True),
+        (jnp.ones(5), False),
+        (jnp.ones((2, 2), jnp.int32), False),
+        (jnp.ones((2, 2), bool), False),
+        (jnp.float32(1), False),
+    ],
+)
+def test_prunable_by_default(leaf, expected):
+    assert tree.prunable('any', leaf) is expected
+
+
+def test_maps_prunable_leaves_only():
+    params = {'dense': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}, 'none': None}
+    found = tree.map_prunable(lambda path, leaf: (path, leaf.shape), params)
+    assert found == {'dense': {'kernel': ('dense/kernel', (2, 3)), 'bias': None}, 'none': None}
+
+
+def test_the_predicate_sees_path_and_leaf():
+    params = {'first': jnp.ones((2, 2)), 'last': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+    found = tree.map_prunable(
+        lambda path, _: path, params, where=lambda path, leaf: path != 'last' and leaf.ndim == 2
+    )
+    assert found == {'first': 'first', 'last': None, 'bias': None}
+
+
+def test_nothing_prunable_names_the_leaves():
+    with pytest.raises(ValueError, match=r"nothing is prunable among the 1 leaves \{'b': \(3,\)\}"):
+        tree.map_prunable(lambda _, leaf: leaf, {'b': jnp.ones(3), 'n': None})
+
+
+def test_covered_by_masks():
+    masks = {'a': jnp.ones((2, 2), bool), 'b': None}
+    assert tree.covered_by(masks)('a', None)
+    assert not tree.covered_by(masks)('b', None)
+
+
+def test_nnx_state():
+    state = nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param)
+    found = tree.map_prunable(lambda _, leaf: leaf > 0, state)
+    kernels = [leaf for path, leaf in tree.named_leaves(found) if 'kernel' in path]
+    assert [leaf.shape for leaf in kernels] == [(3, 2)]
+    assert [leaf for path, leaf in tree.named_leaves(found) if 'bias' in path] == [None]
+
+
+@pytest.mark.parametrize(
+    ('masks', 'message'),
+    [
+        ({'a': jnp.ones((2, 2), bool)}, "masks have no leaf 'b', which params have"),
+        (
+            {'a': jnp.ones((2, 2), bool), 'b': None, 'c': None},
+            "masks have a leaf 'c', which params do not have",
+        ),
+        (
+            {'a': jnp.ones((2, 3), bool), 'b': None},
+            r"masks have shape \(2, 3\) at 'a' where params have \(2, 2\)",
+        ),
+    ],
+)
+def test_unlike_trees_are_named(masks, message):
+    with pytest.raises(ValueError, match=message):
+        tree.check_like(masks, {'a': jnp.ones((2, 2)), 'b': jnp.ones(2)})
+
+
+def test_like_trees_pass():
+    params = {'a': jnp.ones((2, 2)), 'b': jnp.ones(2), 'n': None}
+    tree.check_like({'a': jnp.ones((2, 2), bool), 'b': None, 'n': None}, params)
+    tree.check_like(jax.tree.map(lambda _: None, params), params)

@@ -1,0 +1,53 @@
+"""Checkpoints through orbax: the state of training and the rows of results so far."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+_LATEST = 2
+
+
+def open_store(directory: Path, keep: Iterable[int]) -> ocp.CheckpointManager:
+    """Opens the checkpoints of a run, numbered by the steps of the whole run.
+
+    Args:
+      directory: made if it does not exist.
+      keep: steps whose checkpoints stay; of the others only the latest do.
+
+    Returns:
+      The manager; close it, or use it in a `with`.
+    """
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(
+            [policies.LatestN(_LATEST), policies.CustomSteps(sorted(keep))]
+        )
+    )
+    return ocp.CheckpointManager(directory.absolute(), options=options)
+
+
+def save(
+    store: ocp.CheckpointManager, step: int, state: Any, rows: Sequence[dict[str, Any]]
+) -> None:
+    """Saves a state and the rows so far, in the background; the state may then be donated."""
+    store.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave({'rows': list(rows)})
+        ),
+    )
+
+
+def restore(store: ocp.CheckpointManager, step: int, like: Any) -> Any:
+    """Restores the state of a step, laid out as `like`, a tree of shapes with shardings."""
+    store.wait_until_finished()
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+    return store.restore(step, args=args).state
+
+
+def restore_rows(store: ocp.CheckpointManager, step: int) -> list[dict[str, Any]]:
+    """Restores the rows of results that a checkpoint holds."""
+    args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+    return store.restore(step, args=args).progress['rows']

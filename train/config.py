@@ -1,0 +1,113 @@
+"""Configs: checked at the door, written beside the results, compared on resuming."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from jaxprune import rounds
+from train.errors import BadInput
+
+TECHNIQUES = ('lr_rewind', 'weight_rewind', 'fine_tune')
+
+_CHOICES: dict[str, Sequence[str]] = {
+    'data.normalize': ('dataset', 'per_image'),
+    'optimizer.name': ('sgd', 'adam', 'adamw'),
+    'prune.score': ('magnitude', 'random'),
+    'prune.allocation': ('global_top', 'leaf_top'),
+}
+_AT_LEAST_ONE = (
+    'replicates',
+    'data.validation_examples',
+    'train.steps',
+    'train.batch_size',
+    'train.steps_per_dispatch',
+    'retrain.steps',
+    'checkpoint.every_steps',
+)
+
+
+def density_plan(config: ml_collections.ConfigDict) -> tuple[float, ...]:
+    """Makes the densities of the rounds, level 1 first."""
+    c = config.prune
+    return rounds.check_plan(c.densities or rounds.geometric(c.rate, c.levels))
+
+
+def check(config: ml_collections.ConfigDict, devices: int) -> None:
+    """Raises `BadInput` at the first field with a value that cannot be used."""
+    for name, choices in _CHOICES.items():
+        if _field(config, name) not in choices:
+            raise _bad(name, _field(config, name), f'one of {", ".join(choices)}')
+    for name in _AT_LEAST_ONE:
+        if _field(config, name) < 1:
+            raise _bad(name, _field(config, name), 'at least 1')
+    try:
+        density_plan(config)
+    except ValueError as error:
+        raise BadInput(f'config.prune: {error}') from error
+    _check_training(config)
+    _check_techniques(config)
+    if config.train.batch_size % devices:
+        raise _bad('train.batch_size', config.train.batch_size, f'a multiple of {devices} devices')
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """Writes a config as JSON, the same text for the same config."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+def difference(before: str, after: str) -> list[str]:
+    """Lists the fields in which two configs as JSON differ, old and new value each."""
+    old, new = _flat(json.loads(before)), _flat(json.loads(after))
+    return [
+        f'{name}: {old.get(name, "absent")} there, {new.get(name, "absent")} now'
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, 'absent') != new.get(name, 'absent')
+    ]
+
+
+def _check_training(config: ml_collections.ConfigDict) -> None:
+    c = config
+    if not c.optimizer.learning_rate > 0:
+        raise _bad('optimizer.learning_rate', c.optimizer.learning_rate, 'above 0')
+    if not 0 <= c.optimizer.momentum < 1:
+        raise _bad('optimizer.momentum', c.optimizer.momentum, 'in [0, 1)')
+    if not c.optimizer.weight_decay >= 0:
+        raise _bad('optimizer.weight_decay', c.optimizer.weight_decay, 'at least 0')
+    if not 0 <= c.schedule.warmup_steps < c.train.steps:
+        raise _bad('schedule.warmup_steps', c.schedule.warmup_steps, 'in [0, train.steps)')
+    first = c.schedule.warmup_steps / c.train.steps
+    if any(not first < share < 1 for share in c.schedule.drops):
+        raise _bad('schedule.drops', c.schedule.drops, 'shares of train.steps after the warm-up')
+    if not 0 < c.schedule.drop_factor <= 1:
+        raise _bad('schedule.drop_factor', c.schedule.drop_factor, 'in (0, 1]')
+
+
+def _check_techniques(config: ml_collections.ConfigDict) -> None:
+    techniques = config.retrain.techniques
+    unknown = [name for name in techniques if name not in TECHNIQUES]
+    if unknown or not techniques or len(set(techniques)) < len(techniques):
+        raise _bad('retrain.techniques', techniques, f'some of {", ".join(TECHNIQUES)}, once each')
+    if config.retrain.steps > config.train.steps:
+        raise _bad(
+            'retrain.steps',
+            config.retrain.steps,
+            f'at most train.steps ({config.train.steps}): a round replays the end of the schedule',
+        )
+
+
+def _bad(name: str, value: Any, expected: str) -> BadInput:
+    return BadInput(f'config.{name} is {value!r}, expected {expected}')
+
+
+def _field(config: ml_collections.ConfigDict, name: str) -> Any:
+    for part in name.split('.'):
+        config = config[part]
+    return config
+
+
+def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix('.'): tree}
+    return {k: v for name, sub in tree.items() for k, v in _flat(sub, f'{prefix}{name}.').items()}

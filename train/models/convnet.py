@@ -1,0 +1,27 @@
+"""A small convolutional network for images of 8 x 8 to 32 x 32 pixels."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+class ConvNet(nn.Module):
+    """Three blocks of convolution, batch normalisation and ReLU; a global mean; a linear layer.
+
+    The second and third convolution have stride 2, so that 8 x 8 pixels end as 2 x 2.
+    """
+
+    num_classes: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Maps images (N, H, W, C) to logits (N, num_classes), float32."""
+        x = images.astype(self.dtype)
+        for width, stride in ((32, 1), (64, 2), (64, 2)):
+            x = nn.Conv(width, (3, 3), stride, use_bias=False, dtype=self.dtype)(x)
+            norm = nn.BatchNorm(use_running_average=not train, momentum=0.9)
+            x = nn.relu(norm(x.astype(jnp.float32))).astype(self.dtype)
+        x = x.mean(axis=(1, 2))
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

@@ -1,0 +1,212 @@
+"""What a run writes for its user: tables, models, the curve, the report."""
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jinja2
+import numpy as np
+import safetensors.numpy
+
+import jaxprune as jp
+from jaxprune import plots
+from train.timeline import DENSE, Segment
+
+COLUMNS = (
+    'replicate',
+    'technique',
+    'level',
+    'density',
+    'compression',
+    'kept',
+    'train_steps',
+    'val_accuracy',
+    'test_accuracy',
+)
+_PACKAGES = ('jaxprune', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
+
+
+def row(
+    segment: Segment,
+    point: jp.Point,
+    *,
+    train_steps: int,
+    val_accuracy: float,
+    test_accuracy: float,
+) -> dict[str, Any]:
+    """Makes the row of `results.csv` of a finished training.
+
+    Args:
+      segment: what was trained.
+      point: where the training ended.
+      train_steps: steps that this network has cost so far, the dense training included.
+      val_accuracy: share of the validation part that is classified rightly.
+      test_accuracy: the same of the test part.
+
+    Returns:
+      The columns, as Python numbers.
+    """
+    total = jp.report.total(jp.report.records(point.params, jp.get_masks(point.opt_state)))
+    return {
+        'replicate': segment.replicate,
+        'technique': segment.technique,
+        'level': segment.level,
+        'density': total.density,
+        'compression': total.compression,
+        'kept': total.kept,
+        'train_steps': train_steps,
+        'val_accuracy': val_accuracy,
+        'test_accuracy': test_accuracy,
+    }
+
+
+def write_rows(workdir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `results.csv` anew, so that a resumed run writes the same bytes."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(workdir / 'results.csv', text.getvalue().encode())
+
+
+def append_timing(workdir: Path, segment: Segment, seconds: float) -> None:
+    """Adds a line to `timings.csv`, the one table that depends on the clock."""
+    path = workdir / 'timings.csv'
+    header = '' if path.exists() else 'replicate,technique,level,seconds\n'
+    with path.open('a') as file:
+        name = f'{segment.replicate},{segment.technique},{segment.level}'
+        file.write(f'{header}{name},{seconds:.3f}\n')
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """Writes a row as a line for the log."""
+    return (
+        f'{row["technique"]:>13} level {row["level"]:2d}  density {row["density"]:7.2%}  '
+        f'val {row["val_accuracy"]:7.2%}  test {row["test_accuracy"]:7.2%}'
+    )
+
+
+def write_model(path: Path, point: jp.Point, about: Mapping[str, Any]) -> None:
+    """Writes weights, batch statistics and masks as safetensors.
+
+    The names are paths: `params/Dense_0/kernel`, `batch_stats/...`, `masks/Dense_0/kernel`.
+
+    Args:
+      path: of the file; its folder is made.
+      point: what is written; its pruned weights are stored as zeros.
+      about: written as the metadata of the file, as text.
+    """
+    trees = {
+        'params': point.params,
+        **point.extra,
+        'masks': jp.get_masks(point.opt_state),
+    }
+    flat = flax.traverse_util.flatten_dict(trees, sep='/')
+    arrays = {name: np.asarray(leaf) for name, leaf in flat.items() if leaf is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {name: str(value) for name, value in about.items()}
+    write_whole(path, safetensors.numpy.save(arrays, metadata=about))
+
+
+def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads a model that `write_model` wrote.
+
+    Args:
+      path: of the safetensors file.
+
+    Returns:
+      The variables for `model.apply`, and the masks of the prunable parameters.
+    """
+    flat = safetensors.numpy.load_file(path)
+    variables = flax.traverse_util.unflatten_dict(flat, sep='/')
+    masks = variables.pop('masks')
+    return variables, masks
+
+
+def write_report(
+    workdir: Path,
+    rows: Sequence[Mapping[str, Any]],
+    layers: Mapping[str, Sequence[jp.report.Record]],
+    config_json: str,
+) -> None:
+    """Writes `curve.png` and the self-contained `report.html`.
+
+    Args:
+      workdir: where to.
+      rows: of `results.csv`.
+      layers: for each technique, the layers of its last level in the first replicate.
+      config_json: the config, as text.
+    """
+    config = json.loads(config_json)
+    name = config['data']['name']
+    figure = plots.accuracy_curve(rows, title=f'{name}: accuracy after pruning')
+    image, drawing = io.BytesIO(), io.StringIO()
+    figure.savefig(image, format='png', dpi=160)
+    figure.savefig(drawing, format='svg', metadata={'Date': None})
+    write_whole(workdir / 'curve.png', image.getvalue())
+    svg = drawing.getvalue()
+    text = _template().render(
+        title=f'{name}: trained, pruned, rewound',
+        summaries=_summaries(rows),
+        curve=svg[svg.index('<svg') :],
+        replicates=config['replicates'],
+        rows=rows,
+        columns=COLUMNS,
+        cell=_cell,
+        layers=layers,
+        headers=jp.report.HEADERS,
+        total=jp.report.total,
+        config=config_json,
+        versions={package: metadata.version(package) for package in _PACKAGES},
+        python=f'Python {platform.python_version()}',
+        devices=f'{jax.device_count()} × {jax.devices()[0].device_kind}',
+    )
+    write_whole(workdir / 'report.html', text.encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader, or a killed run, finds it whole or not at all."""
+    part = path.with_name(path.name + '.part')
+    with part.open('wb') as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _template() -> jinja2.Template:
+    source = (Path(__file__).parent / 'report.html.j2').read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(source)
+
+
+def _cell(column: str, value: Any) -> str:
+    if column in ('density', 'val_accuracy', 'test_accuracy'):
+        return f'{value:.2%}'
+    if column == 'compression':
+        return f'{value:.2f}×'
+    return f'{value:,}' if isinstance(value, int) else str(value)
+
+
+def _summaries(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Writes a sentence for the last level of each technique, from the means over replicates."""
+    dense = float(np.mean([row['test_accuracy'] for row in rows if row['technique'] == DENSE]))
+    sentences = [f'The dense network has a test accuracy of {dense:.2%}.']
+    for technique in dict.fromkeys(row['technique'] for row in rows if row['technique'] != DENSE):
+        chosen = [row for row in rows if row['technique'] == technique]
+        last = [row for row in chosen if row['level'] == max(row['level'] for row in chosen)]
+        accuracy = float(np.mean([row['test_accuracy'] for row in last]))
+        sentences.append(
+            f'{technique} keeps {last[0]["density"]:.2%} of the prunable weights '
+            f'({last[0]["compression"]:.1f}× fewer parameters) at {accuracy:.2%}, '
+            f'{100 * (accuracy - dense):+.2f} points.'
+        )
+    return sentences
