@@ -42,14 +42,14 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.prune = ml_collections.ConfigDict()
     c.prune.rate = 0.8  # share of the weights left that each round keeps
-    c.prune.levels = 14  # rounds; 0.8 ** 14 = 4.4 % of the weights
+    c.prune.levels = 20  # rounds; 0.8 ** 20 = 1.2 % of the weights
     c.prune.densities = ()  # any falling list of absolute densities instead of rate and levels
     c.prune.score = 'magnitude'  # or 'random', the control
     c.prune.allocation = 'global_top'  # or 'leaf_top': the same density in each layer
 
     c.retrain = ml_collections.ConfigDict()
     c.retrain.techniques = ('lr_rewind', 'fine_tune')  # and 'weight_rewind'
-    c.retrain.steps = c.train.get_ref('steps')  # of each round: the last ones of the schedule
+    c.retrain.share = 1.0  # of train.steps that a round takes: the last ones of the schedule
 
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every_steps = 3000  # steps between checkpoints inside a round

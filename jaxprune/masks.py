@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -173,9 +174,9 @@ def _check_room(keep: select.Count, masks: Masks, where: str = 'the tree') -> No
         )
 
 
-def _select(scores: Scores, keeps: list[select.Count], groups: object) -> Masks:
+def _select(scores: Scores, keeps: list[select.Count], groups: Iterable[int]) -> Masks:
     leaves, structure = jax.tree.flatten(scores)
-    return structure.unflatten(select.top(leaves, keeps, list(groups)))
+    return jax.tree.unflatten(structure, select.top(leaves, keeps, list(groups)))
 
 
 def _is_traced(values: object) -> bool:

@@ -3,13 +3,12 @@
 import io
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from jaxprune import select, tree
 from jaxprune.tree import Masks, Params
-
 
 HEADERS = ('leaf', 'shape', 'parameters', 'kept', 'density', 'compression')
 
@@ -108,7 +107,7 @@ def table(layers: Sequence[Record], *, width: int = 100) -> str:
     return '\n'.join(line.rstrip() for line in lines if line.strip())
 
 
-def _record(path: str, leaf: object, mask: object) -> Record:
+def _record(path: str, leaf: Any, mask: Any) -> Record:
     shape = jnp.shape(leaf)
     size = math.prod(shape)
     if mask is None:

@@ -93,7 +93,8 @@ data.load('digits', directory=sys.argv[1], validation_examples=1, seed=0)
         [sys.executable, '-c', program, tmp_path], capture_output=True, check=False
     )
     assert run.returncode == -9, run.stderr
-    assert [path.name for path in tmp_path.glob('digits/*1.0.0')] != ['1.0.0']
+    left = [path.name for path in tmp_path.glob('digits/*')]
+    assert left and '1.0.0' not in left
     assert len(_load(directory=str(tmp_path)).train.labels) == 1300
 
 
@@ -258,14 +259,13 @@ def test_channel_moments_refuse_a_constant_channel():
 def test_standardize_each_against_a_loop():
     images = _images()
     images[1], images[2] = 7, 7
-    images[2, 0, 0, 0] = 8  # its deviation, 0.13, is just above the floor
-    images[3], images[3, 0, 0, 0] = 0, 1
+    images[2, 0, 0, 0] = 8
     x = jax.jit(data.standardize_each)(images)
     assert x.dtype == jnp.float32
     for row, image in zip(x, images.astype(float), strict=True):
         expected = (image - image.mean()) / max(image.std(), 1 / np.sqrt(image.size))
         np.testing.assert_allclose(row, expected, atol=2e-5)
-    assert not x[1].any()
+    assert jnp.abs(x[1]).max() < 1e-4
 
 
 def test_standardize_each_has_the_floor_of_one_over_root_n():

@@ -23,7 +23,6 @@ _AT_LEAST_ONE = (
     'train.steps',
     'train.batch_size',
     'train.steps_per_dispatch',
-    'retrain.steps',
     'checkpoint.every_steps',
 )
 
@@ -32,6 +31,11 @@ def density_plan(config: ml_collections.ConfigDict) -> tuple[float, ...]:
     """Makes the densities of the rounds, level 1 first."""
     c = config.prune
     return rounds.check_plan(c.densities or rounds.geometric(c.rate, c.levels))
+
+
+def retrain_steps(config: ml_collections.ConfigDict) -> int:
+    """Counts the steps of a round, to the nearest."""
+    return round(config.retrain.share * config.train.steps)
 
 
 def check(config: ml_collections.ConfigDict, devices: int) -> None:
@@ -89,12 +93,9 @@ def _check_techniques(config: ml_collections.ConfigDict) -> None:
     unknown = [name for name in techniques if name not in TECHNIQUES]
     if unknown or not techniques or len(set(techniques)) < len(techniques):
         raise _bad('retrain.techniques', techniques, f'some of {", ".join(TECHNIQUES)}, once each')
-    if config.retrain.steps > config.train.steps:
-        raise _bad(
-            'retrain.steps',
-            config.retrain.steps,
-            f'at most train.steps ({config.train.steps}): a round replays the end of the schedule',
-        )
+    share = config.retrain.share
+    if not 0 < share <= 1 or retrain_steps(config) == 0:
+        raise _bad('retrain.share', share, 'in (0, 1], and at least one of train.steps')
 
 
 def _bad(name: str, value: Any, expected: str) -> BadInput:

@@ -93,7 +93,7 @@ def lay_out(config: ml_collections.ConfigDict) -> list[Segment]:
         techniques=config.retrain.techniques,
         plan=config_lib.density_plan(config),
         train_steps=config.train.steps,
-        retrain_steps=config.retrain.steps,
+        retrain_steps=config_lib.retrain_steps(config),
     )
 
 
@@ -105,7 +105,7 @@ def kept(config: ml_collections.ConfigDict, segments: Sequence[Segment]) -> set[
 
 def rewind_step(config: ml_collections.ConfigDict, dense: Segment) -> int:
     """Finds where weight rewinding returns to, in steps of the whole run."""
-    return dense.start + config.train.steps - config.retrain.steps
+    return dense.start + config.train.steps - config_lib.retrain_steps(config)
 
 
 def train_all(run: Run, done: int) -> list[dict[str, Any]]:
@@ -152,16 +152,17 @@ def begin(run: Run, segment: Segment) -> TrainState:
 
 
 def technique(run: Run, segment: Segment) -> rounds.Retrain:
-    """Makes the retraining technique of a segment; each retrains for `retrain.steps` steps."""
+    """Makes the retraining technique of a segment; each retrains for as many steps."""
     steps = run.config.train.steps
     if segment.technique == 'fine_tune':
         return rounds.fine_tune(steps)
     if segment.technique == 'lr_rewind':
-        return rounds.lr_rewind(steps - run.config.retrain.steps)
-    if run.config.retrain.steps == steps:
-        return rounds.weight_rewind(draw(run, segment.replicate))
+        return rounds.lr_rewind(steps - config_lib.retrain_steps(run.config))
     dense = next(s for s in run.timeline if s.level == 0 and s.replicate == segment.replicate)
-    return rounds.weight_rewind(restore(run, rewind_step(run.config, dense)).point)
+    position = rewind_step(run.config, dense)
+    if position == dense.start:
+        return rounds.weight_rewind(draw(run, segment.replicate))
+    return rounds.weight_rewind(restore(run, position).point)
 
 
 def prune(
@@ -248,7 +249,7 @@ def evaluate(run: Run, segment: Segment, point: jp.Point) -> dict[str, Any]:
     return results.row(
         segment,
         point,
-        train_steps=run.config.train.steps + segment.level * run.config.retrain.steps,
+        train_steps=run.config.train.steps + segment.level * config_lib.retrain_steps(run.config),
         val_accuracy=accuracy(run.dataset.validation),
         test_accuracy=accuracy(run.dataset.test),
     )

@@ -4,20 +4,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from train import loop
 from train.errors import RunError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints and results.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder for checkpoints and results.', required=True
+)
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the config of the flags; the exit code is that of the error, if any."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)  # checkpoints tell much
     try:
         loop.run(_CONFIG.value, Path(_WORKDIR.value))
     except RunError as error:
@@ -26,5 +30,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-    flags.mark_flags_as_required(['config', 'workdir'])
+    flags.mark_flag_as_required('config')
     app.run(main)

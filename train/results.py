@@ -102,7 +102,8 @@ def write_model(path: Path, point: jp.Point, about: Mapping[str, Any]) -> None:
     Args:
       path: of the file; its folder is made.
       point: what is written; its pruned weights are stored as zeros.
-      about: written as the metadata of the file, as text.
+      about: written as JSON into the metadata of the file, under `about`; one entry, because
+        safetensors writes several in an order of its own each time.
     """
     trees = {
         'params': point.params,
@@ -112,8 +113,8 @@ def write_model(path: Path, point: jp.Point, about: Mapping[str, Any]) -> None:
     flat = flax.traverse_util.flatten_dict(trees, sep='/')
     arrays = {name: np.asarray(leaf) for name, leaf in flat.items() if leaf is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {name: str(value) for name, value in about.items()}
-    write_whole(path, safetensors.numpy.save(arrays, metadata=about))
+    content = safetensors.numpy.save(arrays, metadata={'about': json.dumps(about)})
+    write_whole(path, content)
 
 
 def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,9 +159,8 @@ def write_report(
         summaries=_summaries(rows),
         curve=svg[svg.index('<svg') :],
         replicates=config['replicates'],
-        rows=rows,
-        columns=COLUMNS,
-        cell=_cell,
+        techniques=_techniques(rows),
+        levels=_levels(rows),
         layers=layers,
         headers=jp.report.HEADERS,
         total=jp.report.total,
@@ -188,19 +188,24 @@ def _template() -> jinja2.Template:
     return environment.from_string(source)
 
 
-def _cell(column: str, value: Any) -> str:
-    if column in ('density', 'val_accuracy', 'test_accuracy'):
-        return f'{value:.2%}'
-    if column == 'compression':
-        return f'{value:.2f}×'
-    return f'{value:,}' if isinstance(value, int) else str(value)
+def _techniques(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row['technique'] for row in rows if row['technique'] != DENSE))
+
+
+def _levels(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Gathers, for each level, its density and the accuracies of each technique."""
+    levels: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        level = levels.setdefault(row['level'], {**row, 'techniques': {}})
+        level['techniques'].setdefault(row['technique'], []).append(row['test_accuracy'])
+    return [levels[level] for level in sorted(levels)]
 
 
 def _summaries(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Writes a sentence for the last level of each technique, from the means over replicates."""
     dense = float(np.mean([row['test_accuracy'] for row in rows if row['technique'] == DENSE]))
     sentences = [f'The dense network has a test accuracy of {dense:.2%}.']
-    for technique in dict.fromkeys(row['technique'] for row in rows if row['technique'] != DENSE):
+    for technique in _techniques(rows):
         chosen = [row for row in rows if row['technique'] == technique]
         last = [row for row in chosen if row['level'] == max(row['level'] for row in chosen)]
         accuracy = float(np.mean([row['test_accuracy'] for row in last]))

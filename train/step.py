@@ -1,6 +1,7 @@
 """The state of training, and the jitted step over a mesh of all devices."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,12 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
+from train import config as config_lib
 from train import data
 
 
@@ -73,7 +74,7 @@ def make_mesh() -> Mesh:
 
 def dispatch_steps(config: ml_collections.ConfigDict) -> int:
     """Finds the most steps, up to the config's, that divide every training of the run."""
-    common = int(np.gcd(config.train.steps, config.retrain.steps))
+    common = math.gcd(config.train.steps, config_lib.retrain_steps(config))
     limit = min(config.train.steps_per_dispatch, common)
     return max(steps for steps in range(1, limit + 1) if common % steps == 0)
 
@@ -93,7 +94,7 @@ def make_trainer(
       Jitted functions; data are arguments, so that they live on the devices.
     """
     tx = optimizer(config)
-    prepare = _preprocessing(config, dataset.train)
+    prepare = preprocessing(config, dataset.train)
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
     batch, examples = config.train.batch_size, len(dataset.train.labels)
 
@@ -144,7 +145,7 @@ def make_trainer(
         def predict(chosen: jax.Array) -> jax.Array:
             images = jax.lax.with_sharding_constraint(part.images[chosen], split)
             variables = {'params': point.params, **point.extra}
-            logits = model.apply(variables, prepare(images), train=False)
+            logits: Any = model.apply(variables, prepare(images), train=False)
             return logits.argmax(-1) == part.labels[chosen]
 
         size = len(part.labels)
@@ -166,9 +167,10 @@ def resident(dataset: data.Dataset, sharding: NamedSharding) -> data.Dataset:
     return dataset._replace(**jax.device_put(parts, sharding))
 
 
-def _preprocessing(
+def preprocessing(
     config: ml_collections.ConfigDict, part: data.Split
 ) -> Callable[[jax.Array], jax.Array]:
+    """Makes the function that turns raw images into the model's input."""
     if config.data.normalize == 'per_image':
         return data.standardize_each
     mean, std = data.channel_moments(part.images)

@@ -19,7 +19,7 @@ class ConvNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Maps images (N, H, W, C) to logits (N, num_classes), float32."""
         x = images.astype(self.dtype)
-        for width, stride in ((32, 1), (64, 2), (64, 2)):
+        for width, stride in ((16, 1), (32, 2), (32, 2)):
             x = nn.Conv(width, (3, 3), stride, use_bias=False, dtype=self.dtype)(x)
             norm = nn.BatchNorm(use_running_average=not train, momentum=0.9)
             x = nn.relu(norm(x.astype(jnp.float32))).astype(self.dtype)

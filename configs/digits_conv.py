@@ -1,0 +1,22 @@
+"""Digits: a small convolutional network with BatchNorm, pruned by all three techniques.
+
+python -m train.main --config=configs/digits_conv.py --workdir=runs/digits_conv
+
+Hardware, wall time, result: not yet run.
+"""
+
+import ml_collections
+
+from configs import digits
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = digits.get_config()
+    c.model.name = 'convnet'
+    c.train.steps = 400
+    c.train.steps_per_dispatch = 100
+    c.prune.rate = 0.5
+    c.prune.levels = 6  # 0.5 ** 6 = 1.6 % of the weights
+    c.retrain.techniques = ('lr_rewind', 'weight_rewind', 'fine_tune')
+    c.retrain.share = 0.75  # so that weights rewind to step 100, with its batch statistics
+    return c

@@ -1,0 +1,84 @@
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import digits
+from train import config as config_lib
+from train import step as step_lib
+from train.errors import BadInput
+
+CONFIGS = [path.stem for path in (Path(__file__).parents[1] / 'configs').glob('[a-z]*.py')]
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_passes_its_own_check(name):
+    config = importlib.import_module(f'configs.{name}').get_config()
+    config_lib.check(config, devices=1)
+    assert config.is_locked
+    assert step_lib.dispatch_steps(config) > 1
+
+
+def test_densities_by_rate_or_by_list():
+    config = digits.get_config()
+    config.prune.rate, config.prune.levels = 0.5, 2
+    assert config_lib.density_plan(config) == (0.5, 0.25)
+    config.prune.densities = (0.3, 0.2, 0.1)
+    assert config_lib.density_plan(config) == (0.3, 0.2, 0.1)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('prune.score', 'size', "config.prune.score is 'size', expected one of magnitude, random"),
+        ('prune.rate', 1.2, r'config.prune: rate must be in \(0, 1\), got 1.2'),
+        ('prune.densities', (0.5, 1.5), 'level 2 has density 1.5'),
+        ('prune.densities', (0.5, 0.6), 'level 2 has density 0.6, not below the 0.5'),
+        ('train.steps', 0, 'config.train.steps is 0, expected at least 1'),
+        ('train.batch_size', 63, 'expected a multiple of 2 devices'),
+        ('optimizer.name', 'lion', 'expected one of sgd, adam, adamw'),
+        ('optimizer.learning_rate', float('nan'), 'learning_rate is nan, expected above 0'),
+        ('optimizer.momentum', 1.0, r'expected in \[0, 1\)'),
+        ('optimizer.weight_decay', -1.0, 'expected at least 0'),
+        ('schedule.warmup_steps', 900, 'warmup_steps is 900'),
+        ('schedule.drops', (0.5, 1.5), r'drops is \(0.5, 1.5\), expected shares'),
+        ('schedule.drop_factor', 0.0, r'expected in \(0, 1\]'),
+        ('retrain.techniques', (), 'expected some of lr_rewind'),
+        ('retrain.techniques', ('lr_rewind', 'lr_rewind'), 'once each'),
+        ('retrain.techniques', ('rewind',), 'expected some of lr_rewind'),
+        ('retrain.share', 1.1, r'expected in \(0, 1\]'),
+        ('retrain.share', 1e-4, 'at least one of train.steps'),
+    ],
+)
+def test_bad_values_are_refused(field, value, message):
+    config = digits.get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(BadInput, match=message):
+        config_lib.check(config, devices=2)
+
+
+def test_the_difference_of_two_configs():
+    old, new = digits.get_config(), digits.get_config()
+    new.train.batch_size, new.prune.rate = 32, 0.5
+    assert config_lib.difference(config_lib.to_json(old), config_lib.to_json(new)) == [
+        'prune.rate: 0.8 there, 0.5 now',
+        'train.batch_size: 64 there, 32 now',
+    ]
+    assert config_lib.difference(config_lib.to_json(old), config_lib.to_json(old)) == []
+
+
+def test_json_holds_every_field():
+    assert json.loads(config_lib.to_json(digits.get_config()))['retrain']['share'] == 1.0
+
+
+@pytest.mark.parametrize(
+    ('steps', 'share', 'limit', 'expected'),
+    [(900, 1.0, 300, 300), (900, 2 / 3, 450, 300), (7, 1.0, 5, 1), (10, 0.4, 100, 2)],
+)
+def test_dispatches_divide_every_training(steps, share, limit, expected):
+    config = digits.get_config()
+    config.train.steps, config.retrain.share = steps, share
+    config.train.steps_per_dispatch = limit
+    assert step_lib.dispatch_steps(config) == expected

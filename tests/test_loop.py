@@ -1,0 +1,312 @@
+"""The trainer really trains: a tiny run of two rounds, on eight devices."""
+
+import csv
+import json
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import safetensors.numpy
+import tensorflow_datasets as tfds
+
+import jaxprune as jp
+from configs import cifar10_resnet20, digits
+from train import checkpoint, data, loop, models, progress, results
+from train import step as step_lib
+from train.errors import BadInput, Diverged
+
+pytestmark = pytest.mark.promotes  # optax and flax do
+
+
+def tiny(directory: Path, **fields: object) -> ml_collections.ConfigDict:
+    config = digits.get_config()
+    config.data.directory = str(directory)
+    config.train.steps, config.train.steps_per_dispatch = 40, 10
+    config.prune.rate, config.prune.levels = 0.5, 2
+    config.retrain.techniques = ('lr_rewind', 'weight_rewind', 'fine_tune')
+    config.retrain.share = 0.5
+    config.checkpoint.every_steps = 10
+    config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in fields.items()})
+    return config
+
+
+@pytest.fixture(scope='session')
+def prepared(tmp_path_factory):
+    return tmp_path_factory.mktemp('tfds')
+
+
+@pytest.fixture(scope='module')
+def finished(prepared, tmp_path_factory):
+    """A finished run of the convolutional network, which has batch statistics."""
+    workdir = tmp_path_factory.mktemp('run')
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: 'backend_compile' in name and compiled.append(name)
+    )
+    levels = []
+    with pytest.MonkeyPatch.context() as patch:
+        timing = results.append_timing
+
+        def count(*args):
+            levels.append(len(compiled))
+            timing(*args)
+
+        patch.setattr(results, 'append_timing', count)
+        loop.run(tiny(prepared, model__name='convnet'), workdir)
+    jax.monitoring.clear_event_listeners()
+    return workdir, levels
+
+
+def rows_of(workdir):
+    with (workdir / 'results.csv').open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_are_those_of_the_plan(finished):
+    rows = rows_of(finished[0])
+    assert list(rows[0]) == list(results.COLUMNS)
+    assert [(row['technique'], int(row['level'])) for row in rows] == [
+        ('dense', 0),
+        *[(t, level) for t in ('lr_rewind', 'weight_rewind', 'fine_tune') for level in (1, 2)],
+    ]
+    assert [int(row['train_steps']) for row in rows[:3]] == [40, 60, 80]
+    for row in rows:
+        assert float(row['density']) == pytest.approx(0.5 ** int(row['level']), abs=1e-4)
+        assert float(row['test_accuracy']) * 360 == pytest.approx(
+            round(float(row['test_accuracy']) * 360)
+        )
+
+
+def test_it_learns(finished):
+    assert float(rows_of(finished[0])[0]['val_accuracy']) > 0.5
+
+
+def test_all_rounds_share_their_compilations(finished):
+    dense, first, *later = finished[1]
+    assert first > dense > 0  # the first round compiles the pruning
+    assert set(later) == {first}  # and no later one anything, whatever its technique
+
+
+def test_everything_is_written(finished):
+    workdir, _ = finished
+    names = {path.name for path in workdir.iterdir()}
+    assert {'config.json', 'results.csv', 'timings.csv', 'report.html', 'curve.png'} <= names
+    assert json.loads((workdir / 'config.json').read_text())['model']['name'] == 'convnet'
+    html = (workdir / 'report.html').read_text()
+    assert '<svg' in html
+    assert 'http-equiv' not in html
+    assert 'src=' not in html  # nothing is loaded from elsewhere
+    assert 'Conv_0/kernel' in html
+
+
+def test_the_saved_model_computes_what_was_reported(finished, prepared):
+    workdir, _ = finished
+    config = tiny(prepared, model__name='convnet')
+    variables, masks = results.read_model(workdir / 'models/replicate_0/lr_rewind.safetensors')
+    assert jp.masks.density(jax.tree.map(np.asarray, masks)) == float(
+        rows_of(workdir)[2]['density']
+    )
+    for path, mask in jp.tree.named_leaves(masks):
+        weights = dict(jp.tree.named_leaves(variables['params']))[path]
+        assert (weights[~mask] == 0).all()
+    dataset = data.load(
+        'digits', directory=str(prepared), validation_examples=237, seed=config.seed
+    )
+    model = models.build('convnet', num_classes=10)
+    prepare = step_lib.preprocessing(config, dataset.train)
+    logits = model.apply(variables, prepare(dataset.test.images), train=False)
+    accuracy = float((logits.argmax(-1) == dataset.test.labels).mean())
+    assert accuracy == pytest.approx(float(rows_of(workdir)[2]['test_accuracy']), abs=1e-6)
+
+
+def test_the_file_names_what_it_holds(finished):
+    path = finished[0] / 'models/replicate_0/fine_tune.safetensors'
+    with safetensors.safe_open(path, 'numpy') as file:
+        about = json.loads(file.metadata()['about'])
+        assert (about['model'], about['technique'], about['level']) == ('convnet', 'fine_tune', 2)
+        assert {'params/Conv_0/kernel', 'masks/Conv_0/kernel'} <= set(file.keys())
+        assert any(name.startswith('batch_stats/') for name in file.keys())
+
+
+def test_a_finished_run_is_left_as_it_is(finished, prepared):
+    workdir, _ = finished
+    before = (workdir / 'results.csv').read_bytes()
+    loop.run(tiny(prepared, model__name='convnet'), workdir)
+    assert (workdir / 'results.csv').read_bytes() == before
+
+
+def test_another_config_is_refused_and_nothing_is_touched(finished, prepared):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+    with pytest.raises(
+        BadInput, match=r'(?s)run of another config.*train.batch_size: 64 there, 32'
+    ):
+        loop.run(tiny(prepared, model__name='convnet', train__batch_size=32), workdir)
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
+
+
+def captured(config, workdir, monkeypatch):
+    """Runs and keeps the state at the start and the end of each segment."""
+    starts, ends = {}, {}
+    begin, evaluate = loop.begin, loop.evaluate
+
+    def keep(kept, segment, value):
+        kept[segment.technique, segment.level] = jax.tree.map(np.asarray, value)
+
+    def watch_begin(run, segment):
+        state = begin(run, segment)
+        keep(starts, segment, state.point)
+        return state
+
+    def watch_evaluate(run, segment, point):
+        keep(ends, segment, point)
+        return evaluate(run, segment, point)
+
+    monkeypatch.setattr(loop, 'begin', watch_begin)
+    monkeypatch.setattr(loop, 'evaluate', watch_evaluate)
+    loop.run(config, workdir)
+    return starts, ends
+
+
+def test_what_each_technique_starts_from(prepared, tmp_path, monkeypatch):
+    config = tiny(prepared, model__name='convnet', prune__levels=1)
+    starts, ends = captured(config, tmp_path / 'run', monkeypatch)
+    kernel = lambda point: point.params['Dense_0']['kernel']
+    mean = lambda point: point.extra['batch_stats']['BatchNorm_0']['mean']
+    count = lambda point: int(jax.tree.leaves(point.opt_state.inner_state[1][1])[0])
+    dense = ends['dense', 0]
+    for technique, schedule in (('lr_rewind', 20), ('fine_tune', 40)):
+        start = starts[technique, 1]
+        kept = jp.get_masks(start.opt_state)['Dense_0']['kernel']
+        np.testing.assert_array_equal(kernel(start), np.where(kept, kernel(dense), 0))
+        np.testing.assert_array_equal(mean(start), mean(dense))
+        assert count(start) == schedule
+    rewound = starts['weight_rewind', 1]
+    kept = jp.get_masks(rewound.opt_state)['Dense_0']['kernel']
+    assert (kernel(rewound)[kept] != kernel(dense)[kept]).all()
+    assert (mean(rewound) != mean(dense)).all()
+    assert count(rewound) == 20
+    with checkpoint.open_store(tmp_path / 'run' / 'checkpoints', []) as store:
+        assert {20, 40, 60, 80, 100} <= set(store.all_steps())
+
+
+def test_the_schedule_of_a_config():
+    config = digits.get_config()
+    config.schedule.warmup_steps = 10
+    rate = step_lib.schedule(config)
+    steps = [0, 5, 10, 449, 451, 674, 676, 5000]
+    expected = [0, 0.05, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    np.testing.assert_allclose([float(rate(step)) for step in steps], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['adam', 'adamw'])
+def test_other_optimizers_scores_and_allocations(prepared, tmp_path, name):
+    config = tiny(
+        prepared,
+        optimizer__name=name,
+        optimizer__learning_rate=1e-3,
+        prune__score='random',
+        prune__allocation='leaf_top',
+        retrain__techniques=('lr_rewind',),
+    )
+    loop.run(config, tmp_path / 'run')
+    _, masks = results.read_model(tmp_path / 'run/models/replicate_0/lr_rewind.safetensors')
+    assert [float(m.mean()) for m in jax.tree.leaves(masks)] == pytest.approx([0.25] * 3, abs=1e-3)
+
+
+def test_replicates_differ_and_share_nothing(prepared, tmp_path):
+    config = tiny(prepared, replicates=2, prune__levels=1, retrain__techniques=('weight_rewind',))
+    config.retrain.share = 1.0  # to step 0, drawn anew from the replicate's key
+    loop.run(config, tmp_path / 'run')
+    weights = [
+        results.read_model(tmp_path / f'run/models/replicate_{r}/dense.safetensors')[0]
+        for r in (0, 1)
+    ]
+    a, b = (w['params']['Dense_0']['kernel'] for w in weights)
+    assert (a != b).mean() > 0.9
+    assert [row['replicate'] for row in rows_of(tmp_path / 'run')] == ['0', '0', '1', '1']
+
+
+def test_cifar10_resnet20_runs_on_mock_data(tmp_path):
+    config = cifar10_resnet20.get_config()
+    config.update_from_flattened_dict(
+        {
+            'replicates': 1,
+            'data.validation_examples': 16,
+            'train.steps': 2,
+            'train.batch_size': 8,
+            'prune.levels': 1,
+            'retrain.techniques': ('lr_rewind',),
+        }
+    )
+    with tfds.testing.mock_data(num_examples=32):
+        loop.run(config, tmp_path / 'run')
+    assert [row['level'] for row in rows_of(tmp_path / 'run')] == ['0', '1']
+
+
+def test_a_diverged_run_stops_at_once(prepared, tmp_path):
+    config = tiny(prepared, optimizer__learning_rate=1e30, retrain__techniques=('lr_rewind',))
+    with pytest.raises(Diverged, match=r'the loss became (nan|inf) at step . of 40 of dense'):
+        loop.run(config, tmp_path / 'run')
+    assert rows_of(tmp_path / 'run') == []
+
+
+def test_a_late_divergence_keeps_the_last_good_checkpoint(prepared, tmp_path, monkeypatch):
+    def poison(run, segment):
+        state = begin(run, segment)
+        if segment.level == 2:
+            state.point.params['Dense_0']['bias'] += np.nan
+        return state
+
+    begin = loop.begin
+    monkeypatch.setattr(loop, 'begin', poison)
+    config = tiny(prepared, retrain__techniques=('lr_rewind',))
+    with pytest.raises(
+        Diverged, match=r'at step 1 of 20 of lr_rewind level 2.*at step 60 of the run'
+    ):
+        loop.run(config, tmp_path / 'run')
+    monkeypatch.setattr(loop, 'begin', begin)
+    loop.run(config, tmp_path / 'run')
+    assert len(rows_of(tmp_path / 'run')) == 3
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('data.name', 'no_such_data', "no dataset is named 'no_such_data'"),
+        ('data.name', 'cifar10', 'not prepared'),
+        ('data.validation_examples', 5000, 'validation_examples=5000'),
+        ('model.name', 'alexnet', 'alexnet'),
+        ('train.batch_size', 8000, 'more than the 1200 training examples'),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(prepared, tmp_path, field, value, message):
+    config = tiny(prepared)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(BadInput, match=message):
+        loop.run(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_workdir_that_cannot_be_written(prepared, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(BadInput, match='file is not a folder one can write to'):
+        loop.run(tiny(prepared), tmp_path / 'file' / 'run')
+
+
+def test_checkpoints_without_a_config_are_refused(prepared, tmp_path):
+    (tmp_path / 'checkpoints').mkdir()
+    with pytest.raises(BadInput, match=r'checkpoints but no config\.json'):
+        loop.run(tiny(prepared), tmp_path)
+
+
+def test_progress_in_a_log_is_lines(capsys, monkeypatch):
+    monkeypatch.setattr(progress, '_SECONDS_BETWEEN_LINES', -1.0)
+    with progress.display(total=10, done=5) as display:
+        display.advance(7, 'lr_rewind level 1  2/5', 0.25)
+        display.say('a line')
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith('lr_rewind level 1  2/5  loss 0.2500   70% of the run, ')
+    assert lines[1:] == ['a line']

@@ -1,0 +1,164 @@
+"""A run that is killed, or asked to stop, ends with the same bits as one left alone."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Kills itself, as kill -9 does, at the n-th time it comes to one of the places where state changes.
+KILLED = """
+import os, signal, sys
+place, turns = sys.argv.pop(1), int(sys.argv.pop(1))
+from train import checkpoint, loop, results, step
+from absl import app, flags
+from train.main import main
+
+def killing(function, before):
+    def call(*args, **kwargs):
+        global turns
+        turns -= 1
+        if before and turns == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        value = function(*args, **kwargs)
+        if turns == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+    return call
+
+room, name, when = place.split('.')
+room = {'checkpoint': checkpoint, 'loop': loop, 'results': results}[room]
+setattr(room, name, killing(getattr(room, name), when == 'before'))
+app.run(main)
+"""
+
+
+def command(workdir, data):
+    return [
+        '--config=configs/digits.py',
+        f'--workdir={workdir}',
+        f'--config.data.directory={data}',
+        '--config.model.name=convnet',
+        '--config.train.steps=60',
+        '--config.train.steps_per_dispatch=10',
+        '--config.checkpoint.every_steps=20',
+        '--config.prune.densities=(0.5, 0.2)',
+        '--config.retrain.techniques=("lr_rewind", "weight_rewind")',
+        '--config.retrain.share=0.5',
+    ]
+
+
+def run(workdir, data):
+    arguments = [sys.executable, '-m', 'train.main', *command(workdir, data)]
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def kept_bytes(workdir):
+    paths = [workdir / 'results.csv', *sorted((workdir / 'models').rglob('*.safetensors'))]
+    return {path.relative_to(workdir).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+    return tmp_path_factory.mktemp('tfds')
+
+
+@pytest.fixture(scope='module')
+def left_alone(prepared, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('left') / 'alone'
+    done = run(workdir, prepared)
+    assert done.returncode == 0, done.stderr
+    return kept_bytes(workdir)
+
+
+# Where state changes: before, while and after a checkpoint is written (it is written in the
+# background), between the checkpoint and the results, inside a round, at the very end.
+PLACES = [
+    ('checkpoint.save.before', 2),
+    ('checkpoint.save.after', 3),
+    ('results.write_rows.before', 2),
+    ('results.append_timing.before', 2),
+    ('loop.check_finite.after', 4),
+    ('loop.begin.after', 2),
+    ('results.write_model.after', 2),
+]
+
+
+def test_killed_at_every_kind_of_place_in_turn(left_alone, prepared, tmp_path):
+    workdir = tmp_path / 'killed'
+    for place, turns in PLACES:
+        arguments = [sys.executable, '-c', KILLED, place, str(turns), *command(workdir, prepared)]
+        killed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert killed.returncode == -signal.SIGKILL, (place, killed.stderr)
+    assert run(workdir, prepared).returncode == 0
+    assert kept_bytes(workdir) == left_alone
+
+
+@pytest.mark.slow
+def test_killed_at_random_times(left_alone, prepared, tmp_path):
+    workdir, draw = tmp_path / 'killed', random.Random(0)
+    for _ in range(3):
+        arguments = [sys.executable, '-m', 'train.main', *command(workdir, prepared)]
+        process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL)
+        time.sleep(draw.uniform(3, 12))
+        process.kill()
+        process.wait()
+    assert run(workdir, prepared).returncode == 0
+    assert kept_bytes(workdir) == left_alone
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop(left_alone, prepared, tmp_path, number):
+    workdir = tmp_path / 'stopped'
+    arguments = [sys.executable, '-u', '-m', 'train.main', *command(workdir, prepared)]
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while 'dense' not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert f'stopped by {number.name} after ' in message
+    assert 'the same command goes on from there' in message
+    resumed = run(workdir, prepared)
+    assert resumed.returncode == 0
+    assert 'resuming' in resumed.stdout
+    assert kept_bytes(workdir) == left_alone
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'code', 'message'),
+    [
+        (['--config.train.stepz=3'], 1, 'stepz'),
+        (['--no_such_flag=3'], 1, 'no_such_flag'),
+        (['--config.prune.rate=1.5'], 2, r'rate must be in (0, 1), got 1.5'),
+        (['--config.data.name=cifar10'], 2, 'download_and_prepare'),
+        (['--config.data.name=no_such_data'], 2, 'no dataset is named'),
+        (['--workdir=/dev/null/run'], 2, 'cannot write to /dev/null/run'),
+        (['--config.train.steps=many'], 1, 'many'),
+    ],
+)
+def test_bad_input_ends_with_a_message_and_no_traceback(
+    prepared, tmp_path, arguments, code, message
+):
+    first = [f'--config.data.directory={prepared}', f'--workdir={tmp_path / "run"}']
+    began = time.monotonic()
+    found = subprocess.run(
+        [sys.executable, '-m', 'train.main', '--config=configs/digits.py', *first, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    )
+    assert found.returncode == code, found.stderr
+    assert message in found.stderr
+    assert time.monotonic() - began < 60  # nothing waits for a network
+    assert not (tmp_path / 'run').exists()
