@@ -1,7 +1,5 @@
 """Masks: which weights stay, made from scores at an exact count, and put onto parameters."""
 
-import functools
-import operator
 from collections.abc import Iterable
 
 import jax
@@ -139,14 +137,21 @@ def _exclude(scores: Scores, masks: Masks) -> Scores:
 
 
 def _check_nan(named: list[tuple[str, jax.Array]]) -> None:
-    if _is_traced([leaf for _, leaf in named]):
+    if _is_traced(named):
         return
-    if bool(functools.reduce(operator.or_, [jnp.isnan(leaf).any() for _, leaf in named])):
-        path = next(path for path, leaf in named if bool(jnp.isnan(leaf).any()))
-        raise ValueError(
-            f'scores of leaf {path!r} hold NaN, which has no rank: look for a diverged run, '
-            'or replace NaN by -inf to prune these weights first'
-        )
+    with jax.ensure_compile_time_eval():
+        found = _have_nan([leaf for _, leaf in named])
+    for (path, _), has_nan in zip(named, found, strict=True):
+        if has_nan:
+            raise ValueError(
+                f'scores of leaf {path!r} hold NaN, which has no rank: look for a diverged run, '
+                'or replace NaN by -inf to prune these weights first'
+            )
+
+
+@jax.jit  # one pass over the leaves, and one wait
+def _have_nan(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.isnan(leaf).any() for leaf in leaves]
 
 
 def _share(density: float | jax.Array, total: int, where: str) -> select.Count:

@@ -266,7 +266,7 @@ def write_artifacts(run: Run, rows: Sequence[dict[str, Any]]) -> None:
         path = run.workdir / 'models' / f'replicate_{segment.replicate}'
         about = {'model': run.config.model.name, 'num_classes': run.dataset.num_classes, **row}
         results.write_model(path / f'{segment.technique}.safetensors', point, about)
-        if segment.replicate == 0:
+        if segment.replicate == 0 and segment.level > 0:
             masks = jp.get_masks(point.opt_state)
             layers[segment.technique] = jp.report.records(point.params, masks)
     results.write_report(run.workdir, rows, layers, config_lib.to_json(run.config))

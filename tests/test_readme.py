@@ -1,0 +1,44 @@
+"""The README's example runs, and what it says is so."""
+
+import re
+import runpy
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxprune as jp
+
+README = (Path(__file__).parents[1] / 'README.md').read_text()
+
+
+def block(name):
+    return re.search(f'<!-- {name} -->\n```[a-z]*\n(.*?)```', README, re.DOTALL)[1]
+
+
+@pytest.mark.promotes  # optax does
+def test_the_ten_lines_run(tmp_path, capsys):
+    path = tmp_path / 'example.py'
+    path.write_text(block('example'))
+    left = runpy.run_path(str(path))
+    masks = jp.get_masks(left['state'].opt_state)
+    assert jp.masks.density(masks) == round(0.8**10 * 1664) / 1664
+    for path, mask in jp.tree.named_leaves(masks):
+        if mask is not None:
+            weights = dict(jp.tree.named_leaves(left['state'].params))[path]
+            assert ((weights != 0) == mask).all()
+    assert 'params/layers_0/kernel' in capsys.readouterr().out
+    assert float(jax.jit(left['loss'])(left['state'].params)) < 2.3
+
+
+def test_every_path_it_names_exists():
+    root = Path(__file__).parents[1]
+    for name in re.findall(r'configs/\w+\.py|docs/[\w.]+|train/\w+\.py', README):
+        assert (root / name).exists(), name
+
+
+def test_every_name_it_names_exists():
+    for name in re.findall(r'\bjp\.([a-z_.]+[a-z_])', README):
+        found = jp
+        for part in name.split('.'):
+            found = getattr(found, part)

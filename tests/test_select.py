@@ -1,0 +1,332 @@
+"""Tests of the exact selection: against a stable sort, by hand, batched, sharded."""
+
+import fractions
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxprune import select
+
+SHAPES = ((7,), (3, 4), (), (0, 5), (2, 3, 5), (40, 30))
+MIXED = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+def by_sort(leaves, keeps, groups):
+    """Slow truth: a stable sort of each group's leaves, end to end."""
+    masks = [np.zeros(leaf.shape, bool) for leaf in leaves]
+    for g, keep in enumerate(keeps):
+        mine = [i for i, h in enumerate(groups) if h == g]
+        entries = [
+            (-value, i, j)
+            for i in mine
+            for j, value in enumerate(np.asarray(leaves[i]).astype(np.float64).ravel() + 0.0)
+        ]
+        for _, i, j in sorted(entries)[:keep]:
+            masks[i].reshape(-1)[j] = True
+    return masks
+
+
+def top(leaves, keeps, groups):
+    return select.top(leaves, [select.to_count(k) for k in keeps], groups)
+
+
+def check(leaves, keeps, groups):
+    masks, expected = top(leaves, keeps, groups), by_sort(leaves, keeps, groups)
+    for mask, truth in zip(masks, expected, strict=True):
+        assert mask.dtype == bool
+        np.testing.assert_array_equal(mask, truth)
+
+
+def random_leaves(seed, dtype, *, ties=False, shapes=SHAPES):
+    rng = np.random.default_rng(seed)
+    leaves = []
+    for i, shape in enumerate(shapes):
+        x = rng.standard_normal(shape).astype(np.float32)
+        x = np.round(x) if ties else x
+        leaves.append(jnp.asarray(x).astype(dtype or MIXED[i % 3]))
+    return leaves
+
+
+def test_top_by_hand():
+    leaves = [jnp.array([[3.0, -1.0], [2.0, 2.0]]), jnp.array([2.0, 5.0, 0.5])]
+    whole = [m.tolist() for m in top(leaves, [3], (0, 0))]
+    assert whole == [[[True, False], [True, False]], [False, True, False]]
+    each = [m.tolist() for m in top(leaves, [3, 1], (0, 1))]
+    assert each == [[[True, False], [True, True]], [False, True, False]]
+    swapped = [m.tolist() for m in top(leaves, [1, 3], (1, 0))]
+    assert swapped == [[[True, False], [True, True]], [False, True, False]]
+
+
+@pytest.mark.parametrize('dtype', [*MIXED, None])
+@pytest.mark.parametrize('ties', [False, True])
+@pytest.mark.parametrize('groups', [(0,) * 6, tuple(range(6)), (0, 1, 0, 1, 1, 0)])
+def test_top_is_the_start_of_a_stable_sort(dtype, ties, groups):
+    for seed in range(3):
+        leaves = random_leaves(seed, dtype, ties=ties)
+        for density in (0, 0.1, 0.5, 0.9, 1):
+            sizes = [0] * (max(groups) + 1)
+            for leaf, g in zip(leaves, groups, strict=True):
+                sizes[g] += leaf.size
+            check(leaves, [round(density * n) for n in sizes], groups)
+
+
+@pytest.mark.parametrize('value', [0.0, -0.0, 1.0, -2.5, float('inf'), float('-inf')])
+def test_equal_entries_are_taken_in_order(value):
+    leaves = [jnp.full((5, 7), value), jnp.full((3,), value), jnp.full((4, 9), value)]
+    for keep in (0, 1, 34, 35, 36, 38, 39, 73, 74):
+        masks = top(leaves, [keep], (0, 0, 0))
+        flat = np.concatenate([m.ravel() for m in masks])
+        assert flat[:keep].all() and not flat[keep:].any()
+
+
+def test_zeros_of_both_signs_are_equal():
+    leaves = [jnp.array([-0.0, 0.0, -0.0]), jnp.array([0.0, -1.0, 1.0])]
+    for keep in range(7):
+        check(leaves, [keep], (0, 0))
+
+
+@pytest.mark.parametrize('dtype', MIXED)
+def test_extreme_values_keep_their_order(dtype):
+    info = jnp.finfo(dtype)
+    tiny, subnormal = float(info.tiny), float(info.smallest_subnormal)
+    values = [np.inf, float(info.max), 1, tiny, tiny - subnormal, 2 * subnormal, subnormal, 0]
+    x = np.array([*(-v for v in values), *values], np.float32)[[*range(1, 16, 2), *range(0, 16, 2)]]
+    leaf = jnp.asarray(x.astype(jnp.dtype(dtype)))
+    for keep in range(17):
+        check([leaf], [keep], (0,))
+        check([leaf, jnp.ones(2, jnp.float32)], [keep], (0, 0))
+
+
+def test_float64_is_compared_in_full():
+    with jax.enable_x64(True):
+        x = jnp.array([1.0, 1.0 + 1e-15, 1.0 - 1e-15, -1.0, -1.0 - 1e-15], jnp.float64)
+        for keep in range(6):
+            check([x, jnp.ones(2, jnp.float32)], [keep], (0, 0))
+        masks = [x > 0, jnp.ones((3, 3), bool)]
+        assert select.to_int(select.count(masks)) == 12
+        assert select.to_int(select.round_share(0.5, 2**33 + 1)) == 2**32
+
+
+def test_lower_densities_are_nested():
+    for seed in range(3):
+        leaves = random_leaves(seed, jnp.bfloat16)
+        total = sum(leaf.size for leaf in leaves)
+        before = top(leaves, [total], (0,) * 6)
+        for keep in range(total, 0, -97):
+            masks = top(leaves, [keep], (0,) * 6)
+            assert select.to_int(select.count(masks)) == keep
+            assert not any(jnp.any(m & ~b) for m, b in zip(masks, before, strict=True))
+            before = masks
+
+
+def test_top_of_no_leaves_and_of_empty_leaves():
+    assert select.top([], [], ()) == []
+    assert top([jnp.zeros((0, 3))], [0], (0,))[0].shape == (0, 3)
+
+
+def test_large_leaves_are_counted_and_indexed_in_parts(monkeypatch):
+    """With words of five bits, small leaves take the way of leaves past 2**32 entries."""
+    leaves = [
+        jnp.round(2 * jnp.asarray(np.random.default_rng(i).standard_normal(s), jnp.float32))
+        for i, s in enumerate([(5, 6, 7), (31,), (9, 4, 3, 2), (30, 30)])
+    ]
+    expected = {keep: top(leaves, [keep], (0,) * 4) for keep in (1, 100, 500, 800, 1100)}
+    monkeypatch.setattr(select, 'LARGE', 2**5)
+    assert select._spans((5, 6, 7)) == [(0, 2), (2, 3)]
+    assert select._spans((9, 4, 3, 2)) == [(0, 1), (1, 4)]
+    assert select._spans((31,)) == [(0, 1)]
+    jax.clear_caches()
+    for keep, masks in expected.items():
+        for a, b in zip(top(leaves, [keep], (0,) * 4), masks, strict=True):
+            np.testing.assert_array_equal(a, b)
+    monkeypatch.undo()
+    jax.clear_caches()
+
+
+def test_vmap_over_replicates_with_their_own_counts():
+    replicates = [random_leaves(seed, jnp.float32, ties=True) for seed in range(3)]
+    leaves = jax.tree.map(lambda *x: jnp.stack(x), *replicates)
+    groups, keeps = (0, 0, 0, 1, 1, 1), [(3, 1000), (20, 5), (0, 1230)]
+    counts = [
+        jax.tree.map(lambda *n: jnp.stack(n), *[select.to_count(k[g]) for k in keeps])
+        for g in range(2)
+    ]
+    masks = jax.jit(jax.vmap(lambda x, k: select.top(x, k, groups)))(leaves, counts)
+    twice = jax.vmap(jax.vmap(lambda x, k: select.top(x, k, groups)))(
+        *jax.tree.map(lambda x: x[None], (leaves, counts))
+    )
+    for r, (x, k) in enumerate(zip(replicates, keeps, strict=True)):
+        for mask, again, truth in zip(masks, twice, by_sort(x, k, groups), strict=True):
+            np.testing.assert_array_equal(mask[r], truth)
+            np.testing.assert_array_equal(again[0, r], truth)
+
+
+def test_jit_and_scan_and_a_traced_density():
+    leaves = random_leaves(0, jnp.float32)
+    total = sum(leaf.size for leaf in leaves)
+    traces = []
+
+    @jax.jit
+    def at(leaves, density):
+        traces.append(1)
+        return select.top(leaves, [select.round_share(density, total)], (0,) * 6)
+
+    densities = [0.0, 0.1, 0.5, 1.0]
+    _, scanned = jax.lax.scan(lambda c, d: (c, at(leaves, d)), 0, jnp.array(densities))
+    for i, density in enumerate(densities):
+        keep = round(fractions.Fraction(float(np.float32(density))) * total)
+        expected = by_sort(leaves, [keep], (0,) * 6)
+        found = zip(at(leaves, density), scanned, expected, strict=True)
+        for mask, in_scan, truth in found:
+            np.testing.assert_array_equal(mask, truth)
+            np.testing.assert_array_equal(in_scan[i], truth)
+    assert len(traces) == 2  # one for the Python float, one in the scan
+
+
+def test_new_counts_do_not_compile_anew():
+    leaves = [jnp.arange(12.0).reshape(3, 4), jnp.ones((2, 2))]
+    top(leaves, [3], (0, 0))
+    before = select._top._cache_size()
+    for keep in range(17):
+        top(leaves, [keep], (0, 0))
+    assert select._top._cache_size() == before
+
+
+SPECS = [
+    PartitionSpec('x'),
+    PartitionSpec(None, 'y'),
+    PartitionSpec('y', 'x'),
+    PartitionSpec(('x', 'y')),
+    PartitionSpec(None, ('y', 'x')),
+    PartitionSpec(),
+]
+
+
+@pytest.mark.parametrize('spec', SPECS, ids=str)
+@pytest.mark.parametrize('groups', [(0, 0, 0), (0, 1, 2)])
+def test_sharded_equals_single_device_and_moves_counts_only(spec, groups):
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('x', 'y'))
+    rng = np.random.default_rng(0)
+    shapes = [(16, 32), (64, 8), (8, 8)]
+    for ties in (False, True):
+        leaves = [jnp.asarray(rng.standard_normal(s).astype(np.float32)) for s in shapes]
+        leaves = [jnp.round(x) if ties else x for x in leaves]
+        keeps = [select.to_count(n) for n in ((333,) if max(groups) == 0 else (111, 500, 7))]
+        alone = select.top(leaves, keeps, groups)
+        sharding = NamedSharding(mesh, spec)
+        sharded = jax.device_put(leaves, sharding)
+        masks = select.top(sharded, keeps, groups)
+        for a, b in zip(alone, masks, strict=True):
+            assert b.sharding.is_equivalent_to(sharding, 2)
+            np.testing.assert_array_equal(a, b)
+    run = jax.jit(functools.partial(select.top, groups=groups))
+    text = run.lower(sharded, keeps).compile().as_text()
+    assert not re.search(r'all-gather|all-to-all|collective-permute', text)
+    moved = re.findall(r'= (.*) all-reduce(?:-start)?\(', text)
+    assert (len(moved) > 0) == (spec != PartitionSpec())
+    assert all(entries(shape) <= 3 * 7 * len(leaves) for shape in moved)
+
+
+def entries(shape):
+    """The number of entries in an HLO shape such as `(u32[7]{0}, u32[])`."""
+    sizes = [[int(n) for n in dims.split(',') if n] for dims in re.findall(r'\[([\d,]*)\]', shape)]
+    return sum(int(np.prod(dims)) for dims in sizes)
+
+
+def test_vmap_over_sharded_replicates():
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('x', 'y'))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 8, 16)).astype(np.float32))
+    keep = jax.vmap(lambda d: select.round_share(d, 128))(jnp.array([0.0, 0.25, 0.5, 1.0]))
+    run = jax.vmap(lambda x, k: select.top([x], [k], (0,))[0])
+    for spec in (PartitionSpec('x', 'y'), PartitionSpec('y', None, 'x'), PartitionSpec('x')):
+        sharded = jax.device_put(x, NamedSharding(mesh, spec))
+        np.testing.assert_array_equal(run(x, keep), jax.jit(run)(sharded, keep))
+
+
+def test_inside_shard_map_and_pmap_each_device_selects_its_own():
+    mesh = Mesh(np.array(jax.devices()), ('d',))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 5, 9)).astype(np.float32))
+    own = lambda x: select.top([x], [select.to_count(11)], (0,))[0]
+    expected = jax.vmap(own)(x)
+    np.testing.assert_array_equal(jax.pmap(own)(x), expected)
+    split = PartitionSpec('d')
+    mapped = jax.shard_map(lambda x: own(x[0])[None], mesh=mesh, in_specs=split, out_specs=split)
+    np.testing.assert_array_equal(jax.jit(mapped)(x), expected)
+
+
+def test_search_holds_no_copy_of_the_scores():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        leaves = [jax.ShapeDtypeStruct(s, dtype) for s in ((500, 1000), (3, 3, 200, 300))]
+        run = jax.jit(functools.partial(select.top, groups=(0, 0)))
+        compiled = run.lower(leaves, [select.to_count(1)]).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 1_040_000
+    compiled = select.count.lower([jax.ShapeDtypeStruct((1000, 1000), bool)]).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 1_000_000
+
+
+EDGES = [0, 1, 2**16, 2**24, 2**31, 2**32]
+NUMBERS = sorted({max(0, e + d) for e in EDGES for d in (-1, 0, 1)} | {2**33 + 5, 3 * 2**40 + 7})
+
+
+@pytest.mark.parametrize('a', NUMBERS)
+def test_counts_are_exact(a):
+    assert select.to_int(select.to_count(a)) == a
+    for b in NUMBERS:
+        x, y = select.to_count(a), select.to_count(b)
+        assert select.to_int(select._add(x, y)) == a + b
+        assert select.to_int(select._subtract(select.to_count(a + b), y)) == a
+        assert bool(select._less(x, y)) == (a < b)
+        assert bool(select._differ(x, y)) == (a != b)
+
+
+def test_counts_add_up_by_group():
+    counts = select._stack([select.to_count(n) for n in NUMBERS])
+    groups = tuple(i % 2 for i in range(len(NUMBERS)))
+    sums = select._by_group(counts, groups, 2)
+    for g in range(2):
+        assert select.to_int(select._at(sums, g)) == sum(NUMBERS[g::2])
+
+
+def test_count_over_leaves():
+    leaves = [jnp.ones((3, 4), bool), jnp.array(True), jnp.array(False), jnp.ones((0, 2), bool)]
+    assert select.to_int(select.count(leaves)) == 13
+    assert select.to_int(jax.jit(select.count)(leaves)) == 13
+    assert select.to_int(select.count([])) == 0
+    assert float(select.to_float(select.to_count(3 * 2**40))) == 3 * 2.0**40
+
+
+@pytest.mark.slow
+def test_count_past_two_to_the_31():
+    leaf = jnp.ones((2**14, 2**14), bool)
+    assert select.to_int(select.count([leaf] * 10)) == 10 * 2**28
+    assert select.to_int(select.count([leaf] * 17)) == 17 * 2**28
+
+
+def test_round_share_against_fractions():
+    rng = np.random.default_rng(0)
+    share = jax.jit(select.round_share, static_argnums=1)
+    for total in (0, 1, 7, 10, 25_000_000, 2**24 + 1, 2**31 + 1, 2**32 + 3, 2**40, 2**40 - 1):
+        densities = np.concatenate(
+            [rng.random(20), 10.0 ** -rng.uniform(0, 46, 10), [0, 1, 0.5, 0.25, 0.1, 0.75, 1.5 / 7]]
+        ).astype(np.float32)
+        for density in densities:
+            expected = round(fractions.Fraction(float(density)) * total)
+            assert select.to_int(share(density, total)) == expected
+    assert select.to_int(select.round_share(0.5, 5)) == 2  # 2.5
+    assert select.to_int(select.round_share(0.5, 7)) == 4  # 3.5
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r'a count is -1, expected an integer in \[0, 2\*\*64\)'):
+        select.to_count(-1)
+    with pytest.raises(ValueError, match='a count is 18446744073709551616'):
+        select.round_share(0.5, 2**64)
+    with pytest.raises(ValueError, match=r'groups are \[0\], expected an index in \[0, 1\)'):
+        select.top([jnp.ones(2)] * 2, [select.to_count(1)], (0,))
+    with pytest.raises(ValueError, match=r'groups are \[0, 1\], expected an index in \[0, 1\)'):
+        select.top([jnp.ones(2)] * 2, [select.to_count(1)], (0, 1))
