@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import select
+from jaxprune import counting, select
 
 
 def mixed_shapes():
@@ -54,7 +54,7 @@ def measure(shapes, dtype, *, per_leaf, density, rounds, sort):
     ]
     sizes = [s.size for s in scores] if per_leaf else [sum(s.size for s in scores)]
     groups = tuple(range(len(shapes))) if per_leaf else (0,) * len(shapes)
-    keeps = [select.round_share(density, n) for n in sizes]
+    keeps = [counting.share(density, n) for n in sizes]
 
     def top(scores, keeps):
         return select.top(scores, keeps, groups)
@@ -64,8 +64,8 @@ def measure(shapes, dtype, *, per_leaf, density, rounds, sort):
     compiling = time.perf_counter() - start
     one_pass = jax.jit(lambda leaves: [jnp.abs(leaf) for leaf in leaves])
     masks = top(scores, keeps)
-    kept = select.to_int(select.count(masks))
-    assert kept == sum(select.to_int(k) for k in keeps), kept
+    kept = counting.to_int(counting.count(masks))
+    assert kept == sum(counting.to_int(k) for k in keeps), kept
     jax.block_until_ready(one_pass(scores))
     times = [
         (clock(lambda: top(scores, keeps)), clock(lambda: one_pass(scores))) for _ in range(rounds)

@@ -1,6 +1,6 @@
 """Pruning for JAX and Flax: train, prune the weakest connections, rewind, repeat."""
 
-from jaxprune import masks, optimizer, report, rewind, rounds, scores, select, tree
+from jaxprune import counting, masks, optimizer, report, rewind, rounds, scores, select, tree
 from jaxprune.optimizer import PrunedState, get_masks, pruned, set_masks
 from jaxprune.rewind import Point, rewind_schedule
 
@@ -9,6 +9,7 @@ __version__ = '0.1.0'
 __all__ = [
     'Point',
     'PrunedState',
+    'counting',
     'get_masks',
     'masks',
     'optimizer',

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
-from jaxprune import select, tree
+from jaxprune import counting, select, tree
 from jaxprune.tree import Masks, Params, Scores
 
 
@@ -98,10 +98,10 @@ def density(masks: Masks) -> float | jax.Array:
     total = sum(leaf.size for leaf in leaves)
     if total == 0:
         raise ValueError('these masks hold no prunable weight: every leaf is None or empty')
-    kept = select.count(leaves)
+    kept = counting.count(leaves)
     if _is_traced(kept):
-        return select.to_float(kept) / jnp.float32(total)
-    return select.to_int(kept) / total
+        return counting.to_float(kept) / jnp.float32(total)
+    return counting.to_int(kept) / total
 
 
 def _prunable_leaves(trees: Scores | Masks) -> list[tuple[str, jax.Array]]:
@@ -154,9 +154,9 @@ def _have_nan(leaves: list[jax.Array]) -> list[jax.Array]:
     return [jnp.isnan(leaf).any() for leaf in leaves]
 
 
-def _share(density: float | jax.Array, total: int, where: str) -> select.Count:
+def _share(density: float | jax.Array, total: int, where: str) -> counting.Count:
     if isinstance(density, jax.core.Tracer):
-        return select.round_share(density, total)
+        return counting.share(density, total)
     if not 0 < float(density) <= 1:
         raise ValueError(f'density must be in (0, 1], got {density}')
     keep = round(float(density) * total)
@@ -165,21 +165,22 @@ def _share(density: float | jax.Array, total: int, where: str) -> select.Count:
             f'density {density} keeps none of the {total} weights of {where}: '
             f'ask for at least {1 / max(total, 1):.3g}'
         )
-    return select.to_count(keep)
+    return counting.from_int(keep)
 
 
-def _check_room(keep: select.Count, masks: Masks, where: str = 'the tree') -> None:
-    left = select.count([leaf for _, leaf in _prunable_leaves(masks)])
+def _check_room(keep: counting.Count, masks: Masks, where: str = 'the tree') -> None:
+    left = counting.count([leaf for _, leaf in _prunable_leaves(masks)])
     if _is_traced((keep, left)):
         return
-    if select.to_int(keep) > select.to_int(left):
+    if counting.to_int(keep) > counting.to_int(left):
         raise ValueError(
-            f'the density asks for {select.to_int(keep)} weights of {where}, of which the given '
-            f'masks keep only {select.to_int(left)}: a density is relative to all prunable weights'
+            f'the density asks for {counting.to_int(keep)} weights of {where}, of which the given '
+            f'masks keep only {counting.to_int(left)}: a density is relative to all prunable '
+            'weights'
         )
 
 
-def _select(scores: Scores, keeps: list[select.Count], groups: Iterable[int]) -> Masks:
+def _select(scores: Scores, keeps: list[counting.Count], groups: Iterable[int]) -> Masks:
     leaves, structure = jax.tree.flatten(scores)
     return jax.tree.unflatten(structure, select.top(leaves, keeps, list(groups)))
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxprune import select, tree
+from jaxprune import counting, tree
 from jaxprune.tree import Masks, Params
 
 HEADERS = ('leaf', 'shape', 'parameters', 'kept', 'density', 'compression')
@@ -112,4 +112,4 @@ def _record(path: str, leaf: Any, mask: Any) -> Record:
     size = math.prod(shape)
     if mask is None:
         return Record(path, shape, size, 0, size)
-    return Record(path, shape, size, size, select.to_int(select.count([mask])))
+    return Record(path, shape, size, size, counting.to_int(counting.count([mask])))

@@ -12,7 +12,7 @@ import jaxprune as jp
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: {'tree'},
+    0: {'tree', 'counting'},
     1: {'scores', 'select', 'masks'},
     2: {'optimizer', 'rewind', 'report'},
     3: {'rounds'},

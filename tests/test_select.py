@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxprune import select
+from jaxprune import counting, select
 
 SHAPES = ((7,), (3, 4), (), (0, 5), (2, 3, 5), (40, 30))
 MIXED = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -32,7 +32,7 @@ def by_sort(leaves, keeps, groups):
 
 
 def top(leaves, keeps, groups):
-    return select.top(leaves, [select.to_count(k) for k in keeps], groups)
+    return select.top(leaves, [counting.from_int(k) for k in keeps], groups)
 
 
 def check(leaves, keeps, groups):
@@ -108,8 +108,8 @@ def test_float64_is_compared_in_full():
         for keep in range(6):
             check([x, jnp.ones(2, jnp.float32)], [keep], (0, 0))
         masks = [x > 0, jnp.ones((3, 3), bool)]
-        assert select.to_int(select.count(masks)) == 12
-        assert select.to_int(select.round_share(0.5, 2**33 + 1)) == 2**32
+        assert counting.to_int(counting.count(masks)) == 12
+        assert counting.to_int(counting.share(0.5, 2**33 + 1)) == 2**32
 
 
 def test_lower_densities_are_nested():
@@ -119,7 +119,7 @@ def test_lower_densities_are_nested():
         before = top(leaves, [total], (0,) * 6)
         for keep in range(total, 0, -97):
             masks = top(leaves, [keep], (0,) * 6)
-            assert select.to_int(select.count(masks)) == keep
+            assert counting.to_int(counting.count(masks)) == keep
             assert not any(jnp.any(m & ~b) for m, b in zip(masks, before, strict=True))
             before = masks
 
@@ -136,7 +136,7 @@ def test_large_leaves_are_counted_and_indexed_in_parts(monkeypatch):
         for i, s in enumerate([(5, 6, 7), (31,), (9, 4, 3, 2), (30, 30)])
     ]
     expected = {keep: top(leaves, [keep], (0,) * 4) for keep in (1, 100, 500, 800, 1100)}
-    monkeypatch.setattr(select, 'LARGE', 2**5)
+    monkeypatch.setattr(counting, 'LARGE', 2**5)
     assert select._spans((5, 6, 7)) == [(0, 2), (2, 3)]
     assert select._spans((9, 4, 3, 2)) == [(0, 1), (1, 4)]
     assert select._spans((31,)) == [(0, 1)]
@@ -153,7 +153,7 @@ def test_vmap_over_replicates_with_their_own_counts():
     leaves = jax.tree.map(lambda *x: jnp.stack(x), *replicates)
     groups, keeps = (0, 0, 0, 1, 1, 1), [(3, 1000), (20, 5), (0, 1230)]
     counts = [
-        jax.tree.map(lambda *n: jnp.stack(n), *[select.to_count(k[g]) for k in keeps])
+        jax.tree.map(lambda *n: jnp.stack(n), *[counting.from_int(k[g]) for k in keeps])
         for g in range(2)
     ]
     masks = jax.jit(jax.vmap(lambda x, k: select.top(x, k, groups)))(leaves, counts)
@@ -174,7 +174,7 @@ def test_jit_and_scan_and_a_traced_density():
     @jax.jit
     def at(leaves, density):
         traces.append(1)
-        return select.top(leaves, [select.round_share(density, total)], (0,) * 6)
+        return select.top(leaves, [counting.share(density, total)], (0,) * 6)
 
     densities = [0.0, 0.1, 0.5, 1.0]
     _, scanned = jax.lax.scan(lambda c, d: (c, at(leaves, d)), 0, jnp.array(densities))
@@ -191,10 +191,13 @@ def test_jit_and_scan_and_a_traced_density():
 def test_new_counts_do_not_compile_anew():
     leaves = [jnp.arange(12.0).reshape(3, 4), jnp.ones((2, 2))]
     top(leaves, [3], (0, 0))
-    before = select._top._cache_size()
+    compiled = []
+    listen = lambda name, seconds, **_: 'backend_compile' in name and compiled.append(name)
+    jax.monitoring.register_event_duration_secs_listener(listen)
     for keep in range(17):
         top(leaves, [keep], (0, 0))
-    assert select._top._cache_size() == before
+    jax.monitoring.clear_event_listeners()
+    assert compiled == []
 
 
 SPECS = [
@@ -216,7 +219,7 @@ def test_sharded_equals_single_device_and_moves_counts_only(spec, groups):
     for ties in (False, True):
         leaves = [jnp.asarray(rng.standard_normal(s).astype(np.float32)) for s in shapes]
         leaves = [jnp.round(x) if ties else x for x in leaves]
-        keeps = [select.to_count(n) for n in ((333,) if max(groups) == 0 else (111, 500, 7))]
+        keeps = [counting.from_int(n) for n in ((333,) if max(groups) == 0 else (111, 500, 7))]
         alone = select.top(leaves, keeps, groups)
         sharding = NamedSharding(mesh, spec)
         sharded = jax.device_put(leaves, sharding)
@@ -241,7 +244,7 @@ def entries(shape):
 def test_vmap_over_sharded_replicates():
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('x', 'y'))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 8, 16)).astype(np.float32))
-    keep = jax.vmap(lambda d: select.round_share(d, 128))(jnp.array([0.0, 0.25, 0.5, 1.0]))
+    keep = jax.vmap(lambda d: counting.share(d, 128))(jnp.array([0.0, 0.25, 0.5, 1.0]))
     run = jax.vmap(lambda x, k: select.top([x], [k], (0,))[0])
     for spec in (PartitionSpec('x', 'y'), PartitionSpec('y', None, 'x'), PartitionSpec('x')):
         sharded = jax.device_put(x, NamedSharding(mesh, spec))
@@ -251,7 +254,7 @@ def test_vmap_over_sharded_replicates():
 def test_inside_shard_map_and_pmap_each_device_selects_its_own():
     mesh = Mesh(np.array(jax.devices()), ('d',))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 5, 9)).astype(np.float32))
-    own = lambda x: select.top([x], [select.to_count(11)], (0,))[0]
+    own = lambda x: select.top([x], [counting.from_int(11)], (0,))[0]
     expected = jax.vmap(own)(x)
     np.testing.assert_array_equal(jax.pmap(own)(x), expected)
     split = PartitionSpec('d')
@@ -263,9 +266,9 @@ def test_search_holds_no_copy_of_the_scores():
     for dtype in (jnp.float32, jnp.bfloat16):
         leaves = [jax.ShapeDtypeStruct(s, dtype) for s in ((500, 1000), (3, 3, 200, 300))]
         run = jax.jit(functools.partial(select.top, groups=(0, 0)))
-        compiled = run.lower(leaves, [select.to_count(1)]).compile()
+        compiled = run.lower(leaves, [counting.from_int(1)]).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 1_040_000
-    compiled = select.count.lower([jax.ShapeDtypeStruct((1000, 1000), bool)]).compile()
+    compiled = counting.count.lower([jax.ShapeDtypeStruct((1000, 1000), bool)]).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 1_000_000
 
 
@@ -275,58 +278,58 @@ NUMBERS = sorted({max(0, e + d) for e in EDGES for d in (-1, 0, 1)} | {2**33 + 5
 
 @pytest.mark.parametrize('a', NUMBERS)
 def test_counts_are_exact(a):
-    assert select.to_int(select.to_count(a)) == a
+    assert counting.to_int(counting.from_int(a)) == a
     for b in NUMBERS:
-        x, y = select.to_count(a), select.to_count(b)
-        assert select.to_int(select._add(x, y)) == a + b
-        assert select.to_int(select._subtract(select.to_count(a + b), y)) == a
-        assert bool(select._less(x, y)) == (a < b)
-        assert bool(select._differ(x, y)) == (a != b)
+        x, y = counting.from_int(a), counting.from_int(b)
+        assert counting.to_int(counting.add(x, y)) == a + b
+        assert counting.to_int(counting.subtract(counting.from_int(a + b), y)) == a
+        assert bool(counting.less(x, y)) == (a < b)
+        assert bool(counting.differ(x, y)) == (a != b)
 
 
 def test_counts_add_up_by_group():
-    counts = select._stack([select.to_count(n) for n in NUMBERS])
+    counts = counting.stack([counting.from_int(n) for n in NUMBERS])
     groups = tuple(i % 2 for i in range(len(NUMBERS)))
     sums = select._by_group(counts, groups, 2)
     for g in range(2):
-        assert select.to_int(select._at(sums, g)) == sum(NUMBERS[g::2])
+        assert counting.to_int(counting.at(sums, g)) == sum(NUMBERS[g::2])
 
 
 def test_count_over_leaves():
     leaves = [jnp.ones((3, 4), bool), jnp.array(True), jnp.array(False), jnp.ones((0, 2), bool)]
-    assert select.to_int(select.count(leaves)) == 13
-    assert select.to_int(jax.jit(select.count)(leaves)) == 13
-    assert select.to_int(select.count([])) == 0
-    assert float(select.to_float(select.to_count(3 * 2**40))) == 3 * 2.0**40
+    assert counting.to_int(counting.count(leaves)) == 13
+    assert counting.to_int(jax.jit(counting.count)(leaves)) == 13
+    assert counting.to_int(counting.count([])) == 0
+    assert float(counting.to_float(counting.from_int(3 * 2**40))) == 3 * 2.0**40
 
 
 @pytest.mark.slow
 def test_count_past_two_to_the_31():
     leaf = jnp.ones((2**14, 2**14), bool)
-    assert select.to_int(select.count([leaf] * 10)) == 10 * 2**28
-    assert select.to_int(select.count([leaf] * 17)) == 17 * 2**28
+    assert counting.to_int(counting.count([leaf] * 10)) == 10 * 2**28
+    assert counting.to_int(counting.count([leaf] * 17)) == 17 * 2**28
 
 
 def test_round_share_against_fractions():
     rng = np.random.default_rng(0)
-    share = jax.jit(select.round_share, static_argnums=1)
+    share = jax.jit(counting.share, static_argnums=1)
     for total in (0, 1, 7, 10, 25_000_000, 2**24 + 1, 2**31 + 1, 2**32 + 3, 2**40, 2**40 - 1):
         densities = np.concatenate(
             [rng.random(20), 10.0 ** -rng.uniform(0, 46, 10), [0, 1, 0.5, 0.25, 0.1, 0.75, 1.5 / 7]]
         ).astype(np.float32)
         for density in densities:
             expected = round(fractions.Fraction(float(density)) * total)
-            assert select.to_int(share(density, total)) == expected
-    assert select.to_int(select.round_share(0.5, 5)) == 2  # 2.5
-    assert select.to_int(select.round_share(0.5, 7)) == 4  # 3.5
+            assert counting.to_int(share(density, total)) == expected
+    assert counting.to_int(counting.share(0.5, 5)) == 2  # 2.5
+    assert counting.to_int(counting.share(0.5, 7)) == 4  # 3.5
 
 
 def test_errors():
     with pytest.raises(ValueError, match=r'a count is -1, expected an integer in \[0, 2\*\*64\)'):
-        select.to_count(-1)
+        counting.from_int(-1)
     with pytest.raises(ValueError, match='a count is 18446744073709551616'):
-        select.round_share(0.5, 2**64)
+        counting.share(0.5, 2**64)
     with pytest.raises(ValueError, match=r'groups are \[0\], expected an index in \[0, 1\)'):
-        select.top([jnp.ones(2)] * 2, [select.to_count(1)], (0,))
+        select.top([jnp.ones(2)] * 2, [counting.from_int(1)], (0,))
     with pytest.raises(ValueError, match=r'groups are \[0, 1\], expected an index in \[0, 1\)'):
-        select.top([jnp.ones(2)] * 2, [select.to_count(1)], (0, 1))
+        select.top([jnp.ones(2)] * 2, [counting.from_int(1)], (0, 1))

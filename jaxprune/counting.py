@@ -1,0 +1,231 @@
+"""Numbers of entries, exact beyond 2**24 and beyond 2**31, wherever the entries lie."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+WORD = 2**32  # one more than a uint32 holds
+LARGE = WORD  # entries of a leaf that are counted with carries and indexed in parts
+
+
+class Count(NamedTuple):
+    """Numbers of entries, `high * 2**32 + low`: exact without 64-bit mode; two uint32 arrays."""
+
+    high: jax.Array
+    low: jax.Array
+
+
+def from_int(n: int) -> Count:
+    """Splits a Python integer into a scalar `Count`.
+
+    Args:
+      n: number of entries, in [0, 2**64).
+
+    Returns:
+      The same number.
+
+    Raises:
+      ValueError: n is negative, or 2**64 or more.
+    """
+    if not 0 <= n < WORD**2:
+        raise ValueError(f'a count is {n}, expected an integer in [0, 2**64)')
+    return Count(jnp.uint32(n // WORD), jnp.uint32(n % WORD))
+
+
+def to_int(n: Count) -> int:
+    """Reads a concrete scalar `Count` back as a Python integer, on the host."""
+    return int(n.high) * WORD + int(n.low)
+
+
+def to_float(n: Count) -> jax.Array:
+    """Rounds a `Count`, traced or not, to float32."""
+    return n.high.astype(jnp.float32) * jnp.float32(WORD) + n.low.astype(jnp.float32)
+
+
+@jax.jit  # eager calls would dispatch some operations a leaf
+def count(leaves: Sequence[jax.Array]) -> Count:
+    """Counts the `True` entries of boolean arrays.
+
+    Args:
+      leaves: boolean arrays of any shapes; sharded ones are counted where they lie.
+
+    Returns:
+      The number over all leaves, a scalar.
+    """
+    none = jax.tree.map(lambda n: n[None], from_int(0))
+    return sum_by(
+        stack([none, *(tally(leaf) for leaf in leaves)]), lambda n: jnp.sum(n, (0, 1), jnp.uint32)
+    )
+
+
+def share(density: jax.Array | float, total: int) -> Count:
+    """Rounds density · total to the nearest integer, halves to even, without any other rounding.
+
+    A float32 density is m · 2^-s with an integer m < 2^24: the product m · total is held in limbs
+    of 16 bits, then shifted. A Python float is first rounded to float32, so jit changes nothing.
+
+    Args:
+      density: share in [0, 1], a scalar; may be traced.
+      total: number of entries, in [0, 2**64).
+
+    Returns:
+      The number of entries to keep, at most `total`.
+
+    Raises:
+      ValueError: total is negative, or 2**64 or more.
+    """
+    from_int(total)
+    bits = lax.bitcast_convert_type(jnp.asarray(density, jnp.float32), jnp.uint32)
+    exponent, m = bits >> 23, bits & (2**23 - 1)
+    m = jnp.where(exponent > 0, m | 2**23, m)
+    shift = jnp.minimum(150 - jnp.maximum(exponent, 1), 96)  # the product is below 2**88
+    return _shift_half_even(_product(m, total), shift)
+
+
+def tally(*bits: jax.Array) -> Count:
+    """Counts each of several boolean arrays of one shape, in one pass; a Count of shape (n,)."""
+    if not bits[0].ndim:
+        bits = tuple(b[None] for b in bits)
+    return _tally_over(0)(*bits)
+
+
+def sum_by(counts: Count, reduce: Callable[[jax.Array], jax.Array]) -> Count:
+    """Sums at most 2**16 counts a result by `reduce`, 16 bits at a time lest they overflow."""
+    high, upper = reduce(counts.high), reduce(counts.low >> 16)
+    lower = reduce(counts.low & 0xFFFF)
+    upper += lower >> 16
+    return Count(high + (upper >> 16), (upper << 16) | (lower & 0xFFFF))
+
+
+def add(a: Count, b: Count) -> Count:
+    """Adds two numbers."""
+    low = a.low + b.low
+    return Count(a.high + b.high + (low < a.low).astype(jnp.uint32), low)
+
+
+def subtract(a: Count, b: Count) -> Count:
+    """Subtracts b from a, which is at least b."""
+    return Count(a.high - b.high - (a.low < b.low).astype(jnp.uint32), a.low - b.low)
+
+
+def less(a: Count, b: Count) -> jax.Array:
+    """Tells whether a < b."""
+    return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
+
+
+def differ(a: Count, b: Count) -> jax.Array:
+    """Tells whether a and b differ."""
+    return (a.high != b.high) | (a.low != b.low)
+
+
+def stack(counts: Sequence[Count]) -> Count:
+    """Stacks counts along a new first axis."""
+    return each(lambda *n: jnp.stack(n), *counts)
+
+
+def each(f: Callable[..., jax.Array], *counts: Count) -> Count:
+    """Maps f over the two limbs."""
+    return Count(*map(f, *counts))
+
+
+def at(counts: Count, i: Any) -> Count:
+    """Indexes both limbs."""
+    return each(lambda n: n[i], counts)
+
+
+@functools.cache
+def _tally_over(batch: int) -> Callable[..., Count]:
+    """Counts over all but the first `batch` axes.
+
+    A reduction of several arrays at once is what XLA runs at the speed of memory, without a copy;
+    but it would not sum the devices' results by an all-reduce, hence the partitioning by hand.
+    """
+    tally = custom_partitioning(lambda *bits: _tally_locally(bits, batch))
+
+    def partition(mesh: Any, arguments: Any, result: Any) -> Any:
+        sharding = arguments[0].sharding
+        spec = (*sharding.spec, *[None] * (len(arguments[0].shape) - len(sharding.spec)))
+        kept = NamedSharding(sharding.mesh, PartitionSpec(*spec[:batch]))
+        names = jax.tree.leaves(spec[batch:])
+
+        def lower(*bits: jax.Array) -> Count:
+            counts = _tally_locally(bits, batch)
+            return sum_by(counts, lambda n: lax.psum(n, names)) if names else counts
+
+        kept_all = jax.tree.map(lambda _: kept, result)
+        return mesh, lower, kept_all, (sharding,) * len(arguments)
+
+    def rule(mesh: Any, arguments: Any, result: Any) -> str:
+        del mesh, result
+        axes = [f'a{i}' for i in range(len(arguments[0].shape))]
+        counts = ' '.join([*axes[:batch], 'n'])
+        return ', '.join([' '.join(axes)] * len(arguments)) + f' -> {counts}, {counts}'
+
+    tally.def_partition(partition=partition, sharding_rule=rule)
+    batchable = custom_vmap(tally)
+
+    @batchable.def_vmap
+    def _(size: int, batched: Any, *bits: jax.Array) -> Any:
+        wide = [
+            b if is_batched else jnp.broadcast_to(b, (size, *b.shape))
+            for b, is_batched in zip(bits, batched, strict=True)
+        ]
+        counts = _tally_over(batch + 1)(*wide)
+        return counts, jax.tree.map(lambda _: True, counts)
+
+    return batchable
+
+
+def _tally_locally(bits: Sequence[jax.Array], batch: int) -> Count:
+    """Counts on one device; with carries where 32 bits may not do.
+
+    And for a single array: one sum alone XLA would do in two steps, from a copy in 32 bits.
+    """
+    shape = bits[0].shape
+    ones = [b.astype(jnp.uint32) for b in bits]
+    axes = tuple(range(batch, len(shape)))
+    zero = jnp.uint32(0)
+    if len(ones) > 1 and math.prod(shape[batch:]) < LARGE:
+        plus = lambda a, b: tuple(map(jnp.add, a, b))
+        sums = lax.reduce(tuple(ones), (zero,) * len(ones), plus, axes)
+        low = jnp.stack(sums, -1)
+        return Count(jnp.zeros_like(low), low)
+    none = jnp.zeros_like(ones[0])
+    carry = lambda a, b: tuple(add(Count(*a), Count(*b)))
+    pairs = [lax.reduce((none, n), (zero, zero), carry, axes) for n in ones]
+    return Count(*(jnp.stack(n, -1) for n in zip(*pairs, strict=True)))
+
+
+def _product(m: jax.Array, total: int) -> jax.Array:
+    """Multiplies m below 2**24 with total below 2**64: six limbs of 16 bits, low first."""
+    limbs = [jnp.uint32(0)] * 6
+    for i, a in enumerate((m & 0xFFFF, m >> 16)):
+        carry = jnp.uint32(0)
+        for j in range(4):
+            carry += limbs[i + j] + a * jnp.uint32(total >> 16 * j & 0xFFFF)
+            limbs[i + j], carry = carry & 0xFFFF, carry >> 16
+        limbs[i + 4] = carry
+    return jnp.stack(limbs)
+
+
+def _shift_half_even(limbs: jax.Array, shift: jax.Array) -> Count:
+    """Divides by 2**shift, 1 <= shift <= 96, and rounds halves to even."""
+    whole, part = (shift - 1) // 16, (shift - 1) % 16  # one bit less: the last tells a half
+    index = jnp.arange(6, dtype=jnp.uint32)
+    dropped = jnp.where(index < whole, 0xFFFF, jnp.where(index == whole, (1 << part) - 1, 0))
+    rest = jnp.any(limbs & dropped.astype(jnp.uint32) != 0)
+    padded = jnp.concatenate([limbs, jnp.zeros(6, jnp.uint32)])
+    pairs = padded[:-1] | padded[1:] << 16
+    doubled = lax.dynamic_slice_in_dim(pairs, whole, 5) >> part & 0xFFFF
+    half, odd = doubled[0] & 1 == 1, doubled[0] & 2 == 2
+    a, b, c, d = (doubled[:-1] >> 1) | (doubled[1:] & 1) << 15
+    up = (half & (rest | odd)).astype(jnp.uint32)
+    return add(Count(c | d << 16, a | b << 16), Count(jnp.uint32(0), up))
