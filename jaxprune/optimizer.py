@@ -115,7 +115,18 @@ def set_masks(opt_state: optax.OptState, masks: Masks) -> optax.OptState:
 def _mask_gradient(mask: Any, gradient: Any) -> Any:
     if mask is None or gradient is None:
         return gradient
-    return jnp.where(mask, gradient, jnp.zeros_like(gradient))
+    return _or_zero(mask, gradient)
+
+
+def _or_zero(mask: jax.Array, x: jax.Array) -> jax.Array:
+    """Selects x where the mask is True, else 0, NaN or not: as `where`, which takes XLA on CPU
+    twice the time (benchmarks/pruned_step.py), by and-ing the bits of floats.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.where(mask, x, jnp.zeros_like(x))
+    integer = jnp.dtype(f'int{8 * x.dtype.itemsize}')
+    bits = jax.lax.bitcast_convert_type(x, integer) & -mask.astype(integer)
+    return jax.lax.bitcast_convert_type(bits, x.dtype)
 
 
 def _land_on_zero(mask: Any, update: Any, weight: Any) -> Any:

@@ -106,7 +106,7 @@ def parameters(dtype):
 
 
 CASES = [(function, jnp.float32) for function in FUNCTIONS] + [
-    (function, jnp.bfloat16) for function in ('magnitude', 'global_top', 'pruned')
+    (function, jnp.bfloat16) for function in ('magnitude', 'global_top')
 ]
 
 

@@ -229,6 +229,7 @@ def test_replicates_differ_and_share_nothing(prepared, tmp_path):
     assert [row['replicate'] for row in rows_of(tmp_path / 'run')] == ['0', '0', '1', '1']
 
 
+@pytest.mark.slow
 def test_cifar10_resnet20_runs_on_mock_data(tmp_path):
     config = cifar10_resnet20.get_config()
     config.update_from_flattened_dict(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TWO_DEVICES = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
 
 # Kills itself, as kill -9 does, at the n-th time it comes to one of the places where state changes.
 KILLED = """
@@ -54,9 +55,19 @@ def command(workdir, data):
     ]
 
 
+def call(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=TWO_DEVICES,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def run(workdir, data):
-    arguments = [sys.executable, '-m', 'train.main', *command(workdir, data)]
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    return call('-m', 'train.main', *command(workdir, data))
 
 
 def kept_bytes(workdir):
@@ -93,8 +104,7 @@ PLACES = [
 def test_killed_at_every_kind_of_place_in_turn(left_alone, prepared, tmp_path):
     workdir = tmp_path / 'killed'
     for place, turns in PLACES:
-        arguments = [sys.executable, '-c', KILLED, place, str(turns), *command(workdir, prepared)]
-        killed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+        killed = call('-c', KILLED, place, str(turns), *command(workdir, prepared))
         assert killed.returncode == -signal.SIGKILL, (place, killed.stderr)
     assert run(workdir, prepared).returncode == 0
     assert kept_bytes(workdir) == left_alone
@@ -105,7 +115,7 @@ def test_killed_at_random_times(left_alone, prepared, tmp_path):
     workdir, draw = tmp_path / 'killed', random.Random(0)
     for _ in range(3):
         arguments = [sys.executable, '-m', 'train.main', *command(workdir, prepared)]
-        process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(arguments, cwd=ROOT, env=TWO_DEVICES, stdout=subprocess.DEVNULL)
         time.sleep(draw.uniform(3, 12))
         process.kill()
         process.wait()
@@ -118,7 +128,12 @@ def test_asked_to_stop(left_alone, prepared, tmp_path, number):
     workdir = tmp_path / 'stopped'
     arguments = [sys.executable, '-u', '-m', 'train.main', *command(workdir, prepared)]
     process = subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        arguments,
+        cwd=ROOT,
+        env=TWO_DEVICES,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while 'dense' not in process.stdout.readline():
         assert process.poll() is None
@@ -150,14 +165,7 @@ def test_bad_input_ends_with_a_message_and_no_traceback(
 ):
     first = [f'--config.data.directory={prepared}', f'--workdir={tmp_path / "run"}']
     began = time.monotonic()
-    found = subprocess.run(
-        [sys.executable, '-m', 'train.main', '--config=configs/digits.py', *first, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-    )
+    found = call('-m', 'train.main', '--config=configs/digits.py', *first, *arguments)
     assert found.returncode == code, found.stderr
     assert message in found.stderr
     assert time.monotonic() - began < 60  # nothing waits for a network
