@@ -23,11 +23,11 @@ def interleave(functions, turns):
 
 def table(seconds, reference):
     """Writes a line a function: the median time, and the median of its ratios to the reference."""
-    lines = [hardware(), f'{"":28s} {"median ms":>10s} {"ratio":>7s}']
+    lines = [hardware(), f'{"":36s} {"median ms":>10s} {"ratio":>7s}']
     for name, values in seconds.items():
         pairs = zip(values, seconds[reference], strict=True)
         ratio = statistics.median(value / other for value, other in pairs)
-        lines.append(f'{name:28s} {1e3 * statistics.median(values):10.3f} {ratio:7.3f}')
+        lines.append(f'{name:36s} {1e3 * statistics.median(values):10.3f} {ratio:7.3f}')
     return '\n'.join(lines)
 
 

@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.steps = 400
     c.train.steps_per_dispatch = 100
     c.prune.rate = 0.5
-    c.prune.levels = 6  # 0.5 ** 6 = 1.6 % of the weights
+    c.prune.levels = 4  # 0.5 ** 4 = 6.3 % of the weights
     c.retrain.techniques = ('lr_rewind', 'weight_rewind', 'fine_tune')
     c.retrain.share = 0.75  # so that weights rewind to step 100, with its batch statistics
     return c

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -22,6 +23,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # checkpoints tell much
+    tfds.disable_progress_bar()
     try:
         loop.run(_CONFIG.value, Path(_WORKDIR.value))
     except RunError as error:
