@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import rich.console
 import rich.progress
@@ -61,6 +62,7 @@ def display(total: int, done: int) -> Iterator[Display]:
       The display.
     """
     console = rich.console.Console()
+    live = console.is_terminal or (console.is_jupyter and find_spec('ipywidgets') is not None)
     bar = rich.progress.Progress(
         rich.progress.TextColumn('{task.description}'),
         rich.progress.BarColumn(),
@@ -68,7 +70,7 @@ def display(total: int, done: int) -> Iterator[Display]:
         rich.progress.TextColumn('{task.fields[loss]}'),
         rich.progress.TimeRemainingColumn(),
         console=console,
-        disable=not (console.is_terminal or console.is_jupyter),
+        disable=not live,
     )
     with bar:
         yield Display(bar, total, done)
