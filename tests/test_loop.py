@@ -311,3 +311,34 @@ def test_progress_in_a_log_is_lines(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith('lr_rewind level 1  2/5  loss 0.2500   70% of the run, ')
     assert lines[1:] == ['a line']
+
+
+def test_progress_on_a_terminal_is_a_bar_with_lines_above(capsys, monkeypatch):
+    monkeypatch.setenv('FORCE_COLOR', '1')  # rich takes the output for a terminal's
+    with progress.display(total=10, done=0) as display:
+        display.advance(5, 'dense  5/10', 0.25)
+        display.say('a line')
+    output = capsys.readouterr().out
+    assert 'a line' in output
+    assert '━' in output
+    assert 'loss 0.2500' in output
+
+
+def test_a_weight_that_the_last_update_makes_infinite_is_seen(prepared, tmp_path, monkeypatch):
+    optimizer = step_lib.optimizer
+
+    def explode_at_the_end(config):
+        inner = optimizer(config)
+        last = config.train.steps - 1
+
+        def update(updates, state, params, **extra):
+            updates, state = inner.update(updates, state, params, **extra)
+            count = jax.tree.leaves(state.inner_state[1][1])[0]
+            factor = jax.numpy.where(count == last + 1, jax.numpy.inf, 1.0)
+            return jax.tree.map(lambda u: u * factor, updates), state
+
+        return inner._replace(update=update)
+
+    monkeypatch.setattr(step_lib, 'optimizer', explode_at_the_end)
+    with pytest.raises(Diverged, match='at step 40 of 40 of dense'):
+        loop.run(tiny(prepared), tmp_path / 'run')

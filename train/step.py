@@ -35,7 +35,8 @@ class Trainer(NamedTuple):
     init: Callable[[jax.Array], jp.Point]
     """Draws the initial point from a random key."""
     train: Callable[[TrainState, data.Split], tuple[TrainState, jax.Array]]
-    """Takes the steps of one dispatch; returns the loss of each. Donates the state."""
+    """Takes the steps of one dispatch and donates the state; returns the loss of each, the last
+    one NaN where a weight is no longer finite."""
     correct: Callable[[jp.Point, data.Split], jax.Array]
     """Tells for each example whether it is classified rightly."""
     sharding: NamedSharding
@@ -139,7 +140,10 @@ def make_trainer(
 
         start = (state, epoch_order(state))
         (state, _), losses = jax.lax.scan(body, start, length=dispatch_steps(config))
-        return state, losses
+        # what the last update does shows in no loss yet, but in the weights
+        finite = jax.tree.map(lambda w: jnp.isfinite(w).all(), state.point.params)
+        healthy = jnp.stack(jax.tree.leaves(finite)).all()
+        return state, losses.at[-1].set(jnp.where(healthy, losses[-1], jnp.nan))
 
     def correct(point: jp.Point, part: data.Split) -> jax.Array:
         def predict(chosen: jax.Array) -> jax.Array:
