@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import counting, select, tree
 from jaxprune.tree import Masks, Params, Scores
@@ -76,7 +77,7 @@ def apply(params: Params, masks: Masks) -> Params:
     Raises:
       ValueError: a mask that is missing, superfluous, or of another shape than its parameter.
     """
-    tree.check_like(masks, params)
+    tree.check_masks(masks, params)
     return tree.map_masked(
         lambda m, w: w if m is None else jnp.where(m, w, jnp.zeros_like(w)), masks, params
     )
@@ -94,6 +95,7 @@ def density(masks: Masks) -> float | jax.Array:
     Raises:
       ValueError: nothing is prunable.
     """
+    tree.check_masks(masks, masks)
     leaves = [leaf for _, leaf in _prunable_leaves(masks)]
     total = sum(leaf.size for leaf in leaves)
     if total == 0:
@@ -125,7 +127,7 @@ def _prepare(scores: Scores, masks: Masks | None) -> tuple[list[tuple[str, jax.A
 
 
 def _exclude(scores: Scores, masks: Masks) -> Scores:
-    tree.check_like(masks, scores, like='scores')
+    tree.check_masks(masks, scores)
     for path, leaf in tree.named_leaves(masks):
         if leaf is None and dict(_prunable_leaves(scores)).get(path) is not None:
             raise ValueError(f'masks are None at {path!r}, where there are scores')
@@ -157,8 +159,8 @@ def _have_nan(leaves: list[jax.Array]) -> list[jax.Array]:
 def _share(density: float | jax.Array, total: int, where: str) -> counting.Count:
     if isinstance(density, jax.core.Tracer):
         return counting.share(density, total)
-    if not 0 < float(density) <= 1:
-        raise ValueError(f'density must be in (0, 1], got {density}')
+    if isinstance(density, str) or np.ndim(density) or not 0 < float(density) <= 1:
+        raise ValueError(f'density must be a number in (0, 1], got {density!r}')
     keep = round(float(density) * total)
     if keep == 0:
         raise ValueError(

@@ -49,8 +49,8 @@ def pruned(
         if masks is None:
             first = tree.map_prunable(lambda _, w: jnp.ones_like(w, bool), params, where=where)
         else:
-            tree.check_like(masks, params)
-            first = tree.map_masked(lambda m: m if m is None else jnp.asarray(m, bool), masks)
+            tree.check_masks(masks, params)
+            first = tree.map_masked(lambda m: m if m is None else jnp.asarray(m), masks)
         return PrunedState(first, inner.init(params))
 
     def update(

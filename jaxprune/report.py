@@ -57,7 +57,7 @@ def records(params: Params, masks: Masks) -> list[Record]:
     Raises:
       ValueError: masks unlike the parameters.
     """
-    tree.check_like(masks, params)
+    tree.check_masks(masks, params)
     leaves = dict(tree.named_leaves(params))
     return [
         _record(path, leaves[path], mask)

@@ -1,6 +1,6 @@
 """Rounds: prune, rewind, train, repeat, over training functions of the user's own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 from jaxprune import masks as masks_lib
@@ -36,7 +36,7 @@ def geometric(rate: float, levels: int) -> tuple[float, ...]:
     return tuple(rate**level for level in range(1, levels + 1))
 
 
-def check_plan(plan: Sequence[float]) -> tuple[float, ...]:
+def check_plan(plan: Iterable[float]) -> tuple[float, ...]:
     """Accepts a plan of densities that fall from level to level.
 
     Args:
@@ -48,6 +48,7 @@ def check_plan(plan: Sequence[float]) -> tuple[float, ...]:
     Raises:
       ValueError: an empty plan; a density outside (0, 1] or not below the one before.
     """
+    plan = tuple(map(float, plan))
     if not plan:
         raise ValueError('the plan has no densities')
     for level, density in enumerate(plan, 1):
@@ -58,7 +59,7 @@ def check_plan(plan: Sequence[float]) -> tuple[float, ...]:
                 f'level {level} has density {density}, not below the {plan[level - 2]} of level '
                 f'{level - 1}: densities are relative to all prunable weights, not to what is left'
             )
-    return tuple(plan)
+    return plan
 
 
 def prune_magnitude(point: Point, density: float) -> Masks:
@@ -151,7 +152,7 @@ def begin(
 def iterate(
     point: Point,
     train: Callable[[Point, int], Point],
-    plan: Sequence[float],
+    plan: Iterable[float],
     retrain: Retrain,
     *,
     prune: Prune = prune_magnitude,

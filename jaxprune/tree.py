@@ -115,6 +115,22 @@ def check_like(masks: Any, params: Any, *, what: str = 'masks', like: str = 'par
             )
 
 
+def check_masks(masks: Masks, params: Params) -> None:
+    """Raises unless `masks` are like `params` and boolean.
+
+    Args:
+      masks: tree to check; `None` leaves match anything.
+      params: tree it must be like.
+
+    Raises:
+      ValueError: the first path that is missing, superfluous, of another shape, or not boolean.
+    """
+    check_like(masks, params)
+    for path, leaf in named_leaves(masks):
+        if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.bool_):
+            raise ValueError(f'masks are {jnp.result_type(leaf)} at {path!r}, expected bool')
+
+
 def _shorten(shapes: dict[str, Any], limit: int = 8) -> str:
     shown = ', '.join(f'{path!r}: {shape}' for path, shape in list(shapes.items())[:limit])
     return '{' + shown + (', ...}' if len(shapes) > limit else '}')

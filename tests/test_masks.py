@@ -112,10 +112,10 @@ def test_selection_is_exact_beyond_2_to_the_24():
     np.testing.assert_array_equal(np.asarray(mask).ravel(), expected)
 
 
-@pytest.mark.parametrize('density', [0, -0.5, 1.1, float('nan')])
+@pytest.mark.parametrize('density', [0, -0.5, 1.1, float('nan'), '0.5', [0.5]])
 @pytest.mark.parametrize('select', [jp.masks.global_top, jp.masks.leaf_top])
 def test_densities_outside_are_refused(select, density):
-    with pytest.raises(ValueError, match=r'density must be in \(0, 1\], got'):
+    with pytest.raises(ValueError, match=r'density must be a number in \(0, 1\], got'):
         select(scores_of(0), density)
 
 
@@ -153,7 +153,7 @@ def test_scores_that_cannot_be_ranked():
 
 def test_masks_unlike_the_scores_or_params():
     scores = {'a': jnp.ones((2, 2)), 'b': jnp.ones((2, 2))}
-    with pytest.raises(ValueError, match=r"shape \(2,\) at 'a' where scores have \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"shape \(2,\) at 'a' where params have \(2, 2\)"):
         jp.masks.global_top(scores, 0.5, {'a': jnp.ones(2, bool), 'b': jnp.ones((2, 2), bool)})
     with pytest.raises(ValueError, match="masks are None at 'b', where there are scores"):
         jp.masks.global_top(scores, 0.5, {'a': jnp.ones((2, 2), bool), 'b': None})
@@ -161,3 +161,20 @@ def test_masks_unlike_the_scores_or_params():
         jp.masks.apply(scores, {'a': None})
     with pytest.raises(ValueError, match='no prunable weight'):
         jp.masks.density({'a': None})
+
+
+@pytest.mark.parametrize('density', [np.float32(0.5), np.float64(0.5), jnp.float32(0.5)])
+def test_densities_of_any_scalar_kind(density):
+    assert jp.masks.density(jp.masks.global_top(jnp.arange(4.0), density)) == 0.5
+
+
+def test_masks_that_are_not_boolean_are_refused():
+    params, masks = {'a': jnp.ones((2, 2))}, {'a': jnp.ones((2, 2))}
+    for use in (
+        lambda: jp.masks.apply(params, masks),
+        lambda: jp.masks.density(masks),
+        lambda: jp.masks.global_top(params, 0.5, masks),
+        lambda: jp.report.records(params, masks),
+    ):
+        with pytest.raises(ValueError, match="masks are float32 at 'a', expected bool"):
+            use()

@@ -46,6 +46,11 @@ def test_geometric_refuses_no_levels():
         rounds.geometric(0.8, 0)
 
 
+def test_plans_of_any_kind():
+    assert rounds.check_plan(np.array([0.5, 0.25])) == (0.5, 0.25)
+    assert rounds.check_plan(2.0**-level for level in (1, 2)) == (0.5, 0.25)
+
+
 @pytest.mark.parametrize(
     ('plan', 'message'),
     [
