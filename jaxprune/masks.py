@@ -20,7 +20,7 @@ def global_top(scores: Scores, density: float | jax.Array, masks: Masks | None =
     Args:
       scores: higher stays; a floating-point tree, `None` where not prunable.
       density: share of all scored weights that stays, in (0, 1]. A traced value is taken as
-        the float32 it is, and cannot be checked.
+        the float32 it is, and cannot be checked: outside, none or all stay.
       masks: where given, only weights that it keeps can stay: pruned weights do not come back.
 
     Returns:
@@ -36,7 +36,7 @@ def global_top(scores: Scores, density: float | jax.Array, masks: Masks | None =
     keep = _share(density, total, 'the tree')
     if masks is not None:
         _check_room(keep, masks)
-    return _select(scores, [keep], [0] * len(named))
+    return _select(scores, masks, [keep], [0] * len(named))
 
 
 def leaf_top(scores: Scores, density: float | jax.Array, masks: Masks | None = None) -> Masks:
@@ -61,7 +61,7 @@ def leaf_top(scores: Scores, density: float | jax.Array, masks: Masks | None = N
     if masks is not None:
         for keep, (path, mask) in zip(keeps, _prunable_leaves(masks), strict=True):
             _check_room(keep, mask, f'leaf {path!r}')
-    return _select(scores, keeps, range(len(named)))
+    return _select(scores, masks, keeps, range(len(named)))
 
 
 def apply(params: Params, masks: Masks) -> Params:
@@ -132,10 +132,16 @@ def _exclude(scores: Scores, masks: Masks) -> Scores:
         if leaf is None and dict(_prunable_leaves(scores)).get(path) is not None:
             raise ValueError(f'masks are None at {path!r}, where there are scores')
     return tree.map_masked(
-        lambda s, m: None if s is None else jnp.where(m, s, jnp.full_like(s, -jnp.inf)),
+        # what is pruned ranks below all that is not, -inf included
+        lambda s, m: None if s is None else _below(s, m),
         scores,
         masks,
     )
+
+
+def _below(score: jax.Array, mask: jax.Array) -> jax.Array:
+    lowest = jnp.full_like(score, jnp.finfo(score.dtype).min)
+    return jnp.where(mask, jnp.maximum(score, lowest), jnp.full_like(score, -jnp.inf))
 
 
 def _check_nan(named: list[tuple[str, jax.Array]]) -> None:
@@ -182,9 +188,15 @@ def _check_room(keep: counting.Count, masks: Masks, where: str = 'the tree') -> 
         )
 
 
-def _select(scores: Scores, keeps: list[counting.Count], groups: Iterable[int]) -> Masks:
+def _select(
+    scores: Scores, masks: Masks | None, keeps: list[counting.Count], groups: Iterable[int]
+) -> Masks:
     leaves, structure = jax.tree.flatten(scores)
-    return jax.tree.unflatten(structure, select.top(leaves, keeps, list(groups)))
+    chosen = select.top(leaves, keeps, list(groups))
+    if masks is not None:  # a traced count may exceed what they keep
+        present = [leaf for _, leaf in _prunable_leaves(masks)]
+        chosen = [new & old for new, old in zip(chosen, present, strict=True)]
+    return jax.tree.unflatten(structure, chosen)
 
 
 def _is_traced(values: object) -> bool:

@@ -29,6 +29,7 @@ def pruned(
     becomes m ? u : -w, so that w + u is 0 where m is False: under momentum, Adam, weight decay and
     noise, and also when w was not 0 before. A NaN gradient of a pruned weight does no harm; a
     pruned weight that is itself NaN or infinite is healed by `masks.apply`, as no added update can.
+    It goes outermost: what is chained after it, or accumulates steps around it, moves weights too.
 
     Args:
       inner: any optax optimizer; extra arguments of `update` go through to it.
@@ -50,7 +51,8 @@ def pruned(
             first = tree.map_prunable(lambda _, w: jnp.ones_like(w, bool), params, where=where)
         else:
             tree.check_masks(masks, params)
-            first = tree.map_masked(lambda m: m if m is None else jnp.asarray(m), masks)
+            first = tree.in_structure_of(masks, params)
+            first = tree.map_masked(lambda m: m if m is None else jnp.asarray(m), first)
         return PrunedState(first, inner.init(params))
 
     def update(
@@ -104,7 +106,11 @@ def set_masks(opt_state: optax.OptState, masks: Masks) -> optax.OptState:
         if (new is None) != (mask is None) or (new is not None and new.dtype != bool):
             found = 'None' if new is None else new.dtype
             expected = 'None' if mask is None else 'bool'
-            raise ValueError(f'masks are {found} at {path!r}, where the state has {expected}')
+            raise ValueError(
+                f'masks are {found} at {path!r}, where the state has {expected}: '
+                'give scores and pruned the same where'
+            )
+    masks = tree.in_structure_of(masks, old)
     return jax.tree.map(
         lambda node: node._replace(masks=masks) if _is_pruned(node) else node,
         opt_state,

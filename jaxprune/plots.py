@@ -1,6 +1,6 @@
 """Plots: accuracy against compression."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ _MARKERS = ('o', 's', '^', 'D', 'v', 'P')
 
 
 def accuracy_curve(
-    rows: Sequence[Mapping[str, Any]], *, accuracy: str = 'test_accuracy', title: str = ''
+    rows: Iterable[Mapping[str, Any]], *, accuracy: str = 'test_accuracy', title: str = ''
 ) -> 'Figure':
     """Draws accuracy against compression, a line a technique, as in the paper.
 
@@ -23,8 +23,8 @@ def accuracy_curve(
     network is a dotted line across.
 
     Args:
-      rows: rows of `results.csv`: mappings with `technique`, `level`, `compression` and accuracy;
-        the technique of a dense row is `dense`.
+      rows: rows of `results.csv`, as `csv.DictReader` gives them too: mappings with `technique`,
+        `level`, `compression` and the accuracy; the technique of a dense row is `dense`.
       accuracy: column of the accuracy, in [0, 1].
       title: drawn above.
 
@@ -40,12 +40,13 @@ def accuracy_curve(
         from matplotlib.ticker import FuncFormatter, NullFormatter
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'jaxprune[report]'") from error
+    rows = list(rows)
     if not rows:
         raise ValueError('there are no rows to draw')
     figure = Figure(figsize=(7, 4.2), layout='constrained')
     axes = figure.subplots()
     techniques = list(dict.fromkeys(row['technique'] for row in rows))
-    _draw_dense(axes, [row[accuracy] for row in rows if row['technique'] == 'dense'])
+    _draw_dense(axes, [float(row[accuracy]) for row in rows if row['technique'] == 'dense'])
     for number, technique in enumerate(t for t in techniques if t != 'dense'):
         chosen = [row for row in rows if row['technique'] == technique]
         _draw_technique(axes, chosen, accuracy, technique, number)
@@ -70,10 +71,10 @@ def _draw_technique(
 ) -> None:
     levels: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
-        levels.setdefault(row['level'], []).append(row)
+        levels.setdefault(int(row['level']), []).append(row)
     groups = [levels[level] for level in sorted(levels)]
-    x = [np.median([row['compression'] for row in group]) for group in groups]
-    y = [[row[accuracy] for row in group] for group in groups]
+    x = [np.median([float(row['compression']) for row in group]) for group in groups]
+    y = [[float(row[accuracy]) for row in group] for group in groups]
     colour = _COLOURS[number % len(_COLOURS)]
     marker = _MARKERS[number % len(_MARKERS)]
     axes.plot(

@@ -94,13 +94,14 @@ def table(layers: Sequence[Record], *, width: int = 100) -> str:
         import rich.box
         import rich.console
         import rich.table
+        import rich.text
     except ImportError as error:
         raise ImportError("tables need rich: pip install 'jaxprune[report]'") from error
     drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_footer=True)
     for header, footer in zip(HEADERS, total(layers).cells(), strict=True):
         drawn.add_column(header, footer, justify='left' if header == 'leaf' else 'right')
     for layer in layers:
-        drawn.add_row(*layer.cells())
+        drawn.add_row(*map(rich.text.Text, layer.cells()))  # a path is no markup
     console = rich.console.Console(file=io.StringIO(), width=width)
     console.print(drawn)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # a StringIO

@@ -47,14 +47,21 @@ def rewind_schedule(opt_state: optax.OptState, step: int | jax.Array = 0) -> opt
       ValueError: a negative step; no schedule in the state.
     Source: Renda, Frankle, Carbin 2020, arXiv:2003.02389, section 3 (learning-rate rewinding).
     """
-    if not isinstance(step, jax.core.Tracer) and step < 0:
-        raise ValueError(f'a schedule cannot be moved to step {step}: steps count from 0')
+    check_step(step)
     if not any(_is_schedule(node) for node in jax.tree.leaves(opt_state, is_leaf=_is_schedule)):
         raise ValueError(
             'there is no schedule in this optimizer state: give the optimizer a schedule '
             '(optax.piecewise_constant_schedule, ...) as its learning rate'
         )
     return _move(opt_state, step)
+
+
+def check_step(step: int | jax.Array) -> None:
+    """Raises `ValueError` unless a step is a whole number in [0, 2**31); traced, unless whole."""
+    kind = step.dtype if isinstance(step, jax.Array) else type(step)
+    whole = jnp.issubdtype(kind, jnp.integer)
+    if not whole or not (isinstance(step, jax.core.Tracer) or 0 <= int(step) < 2**31):
+        raise ValueError(f'a schedule cannot be moved to step {step}: steps are whole, from 0')
 
 
 def put_masks(point: Point, masks: Masks) -> Point:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
+import jax
+
 from jaxprune import masks as masks_lib
 from jaxprune import optimizer, rewind, scores, tree
 from jaxprune.rewind import Point
@@ -91,8 +93,12 @@ def lr_rewind(step: int = 0) -> Retrain:
 
     Returns:
       The technique, for `iterate`.
+
+    Raises:
+      ValueError: a step that is not a whole number from 0.
     Source: Renda, Frankle, Carbin 2020, arXiv:2003.02389, section 3.
     """
+    rewind.check_step(step)
 
     def retrain(point: Point, masks: Masks) -> Point:
         point = rewind.put_masks(point, masks)
@@ -114,7 +120,8 @@ def weight_rewind(stored: Point) -> Retrain:
 
     def retrain(point: Point, masks: Masks) -> Point:
         del point
-        return rewind.put_masks(stored, masks)
+        own = jax.device_put(stored, may_alias=False)  # training may donate it
+        return rewind.put_masks(own, masks)
 
     return retrain
 

@@ -131,6 +131,12 @@ def check_masks(masks: Masks, params: Params) -> None:
             raise ValueError(f'masks are {jnp.result_type(leaf)} at {path!r}, expected bool')
 
 
+def in_structure_of(masks: Masks, params: Params) -> Masks:
+    """Rebuilds masks with the containers of `params`, whose paths they share."""
+    structure = jax.tree.structure(params, is_leaf=is_none)
+    return jax.tree.unflatten(structure, jax.tree.leaves(masks, is_leaf=is_none))
+
+
 def _shorten(shapes: dict[str, Any], limit: int = 8) -> str:
     shown = ', '.join(f'{path!r}: {shape}' for path, shape in list(shapes.items())[:limit])
     return '{' + shown + (', ...}' if len(shapes) > limit else '}')

@@ -39,6 +39,8 @@ def test_densities_by_rate_or_by_list():
         ('train.batch_size', 63, 'expected a multiple of 2 devices'),
         ('optimizer.name', 'lion', 'expected one of sgd, adam, adamw'),
         ('optimizer.learning_rate', float('nan'), 'learning_rate is nan, expected above 0'),
+        ('optimizer.learning_rate', float('inf'), 'learning_rate is inf, expected above 0'),
+        ('schedule.drops', ('a',), 'a value of another kind'),
         ('optimizer.momentum', 1.0, r'expected in \[0, 1\)'),
         ('optimizer.weight_decay', -1.0, 'expected at least 0'),
         ('schedule.warmup_steps', 900, 'warmup_steps is 900'),

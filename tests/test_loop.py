@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 import jaxprune as jp
 from configs import cifar10_resnet20, digits
-from train import checkpoint, data, loop, models, progress, results
+from train import checkpoint, data, loop, models, progress, results, workdirs
 from train import step as step_lib
 from train.errors import BadInput, Diverged
 
@@ -104,18 +104,19 @@ def test_everything_is_written(finished):
 def test_the_saved_model_computes_what_was_reported(finished, prepared):
     workdir, _ = finished
     config = tiny(prepared, model__name='convnet')
-    variables, masks = results.read_model(workdir / 'models/replicate_0/lr_rewind.safetensors')
-    assert jp.masks.density(jax.tree.map(np.asarray, masks)) == float(
-        rows_of(workdir)[2]['density']
+    path = workdir / 'models/replicate_0/lr_rewind.safetensors'
+    variables, masks, about = results.read_model(path)
+    assert jp.masks.density(masks) == float(rows_of(workdir)[2]['density'])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jp.masks.apply(variables['params'], masks),
+        variables['params'],
     )
-    for path, mask in jp.tree.named_leaves(masks):
-        weights = dict(jp.tree.named_leaves(variables['params']))[path]
-        assert (weights[~mask] == 0).all()
     dataset = data.load(
         'digits', directory=str(prepared), validation_examples=237, seed=config.seed
     )
     model = models.build('convnet', num_classes=10)
-    prepare = step_lib.preprocessing(config, dataset.train)
+    prepare = step_lib.preprocessing(about)
     logits = model.apply(variables, prepare(dataset.test.images), train=False)
     accuracy = float((logits.argmax(-1) == dataset.test.labels).mean())
     assert accuracy == pytest.approx(float(rows_of(workdir)[2]['test_accuracy']), abs=1e-6)
@@ -212,7 +213,7 @@ def test_other_optimizers_scores_and_allocations(prepared, tmp_path, name):
         retrain__techniques=('lr_rewind',),
     )
     loop.run(config, tmp_path / 'run')
-    _, masks = results.read_model(tmp_path / 'run/models/replicate_0/lr_rewind.safetensors')
+    _, masks, _ = results.read_model(tmp_path / 'run/models/replicate_0/lr_rewind.safetensors')
     assert [float(m.mean()) for m in jax.tree.leaves(masks)] == pytest.approx([0.25] * 3, abs=1e-3)
 
 
@@ -297,20 +298,48 @@ def test_a_workdir_that_cannot_be_written(prepared, tmp_path):
         loop.run(tiny(prepared), tmp_path / 'file' / 'run')
 
 
-def test_checkpoints_without_a_config_are_refused(prepared, tmp_path):
-    (tmp_path / 'checkpoints').mkdir()
-    with pytest.raises(BadInput, match=r'checkpoints but no config\.json'):
+@pytest.mark.parametrize('name', ['checkpoints', 'results.csv'])
+def test_what_others_wrote_is_not_overwritten(prepared, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(BadInput, match=rf'{name} but no config\.json'):
         loop.run(tiny(prepared), tmp_path)
+
+
+@pytest.mark.parametrize('workdir', ['', 'run[1]'])
+def test_workdirs_that_cannot_be(prepared, workdir):
+    with pytest.raises(BadInput, match='name a folder of its own'):
+        loop.run(tiny(prepared), Path(workdir))
+
+
+def test_a_second_run_in_one_workdir_is_refused(prepared, tmp_path):
+    config = tiny(prepared)
+    with workdirs.claim(tmp_path / 'run', config):
+        with pytest.raises(BadInput, match='another run is in'):
+            loop.run(config, tmp_path / 'run')
+
+
+def test_a_broken_config_file_is_named(prepared, tmp_path):
+    (tmp_path / 'config.json').write_text('{')
+    with pytest.raises(BadInput, match=r'config\.json cannot be read'):
+        loop.run(tiny(prepared), tmp_path)
+
+
+def test_data_that_cannot_be_prepared(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(BadInput, match="data set 'digits' cannot be prepared or read in"):
+        loop.run(tiny(tmp_path / 'file'), tmp_path / 'run')
 
 
 def test_progress_in_a_log_is_lines(capsys, monkeypatch):
     monkeypatch.setattr(progress, '_SECONDS_BETWEEN_LINES', -1.0)
     with progress.display(total=10, done=5) as display:
+        display.advance(6, 'lr_rewind level 1  1/5', 0.5)
         display.advance(7, 'lr_rewind level 1  2/5', 0.25)
         display.say('a line')
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith('lr_rewind level 1  2/5  loss 0.2500   70% of the run, ')
-    assert lines[1:] == ['a line']
+    assert lines[0] == 'lr_rewind level 1  1/5  loss 0.5000   60% of the run'
+    assert lines[1].startswith('lr_rewind level 1  2/5  loss 0.2500   70% of the run, ')
+    assert lines[2:] == ['a line']
 
 
 def test_progress_on_a_terminal_is_a_bar_with_lines_above(capsys, monkeypatch):

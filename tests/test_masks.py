@@ -79,6 +79,17 @@ def test_pruned_weights_do_not_come_back_whatever_their_score():
     np.testing.assert_array_equal(found['k'], masks['k'])
 
 
+def test_a_traced_density_above_that_of_the_masks_brings_nothing_back():
+    masks = jnp.arange(10) >= 7
+    found = jax.jit(lambda d: jp.masks.global_top(jnp.arange(10.0), d, masks))(0.9)
+    np.testing.assert_array_equal(found, masks)
+
+
+def test_minus_infinity_still_ranks_above_what_is_pruned():
+    scores, masks = jnp.array([-jnp.inf, -jnp.inf, 1, 2]), jnp.array([False, True, True, True])
+    np.testing.assert_array_equal(jp.masks.global_top(scores, 0.75, masks), masks)
+
+
 def test_apply_by_hand_heals_what_is_not_finite():
     params = {'k': jnp.array([[1.0, jnp.nan], [-jnp.inf, -2.0]]), 'b': jnp.array([jnp.nan])}
     masks = {'k': jnp.array([[True, False], [False, True]]), 'b': None}

@@ -171,11 +171,7 @@ def test_in_an_nnx_optimizer():
     model = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, jp.pruned(optax.adam(0.1)), wrt=nnx.Param)
     masks = half(nnx.state(model, nnx.Param))
-    flat = iter(jax.tree.leaves(masks))
-    present = jp.get_masks(optimizer.opt_state)
-    optimizer.opt_state = jp.set_masks(
-        optimizer.opt_state, jax.tree.map(lambda _: next(flat), present)
-    )
+    optimizer.opt_state = jp.set_masks(optimizer.opt_state, masks)
     grads = nnx.grad(lambda m: (m(jnp.ones((1, 8))) ** 2).sum())(model)
     optimizer.update(model, grads)
     assert int((model.kernel[...] == 0).sum()) == 32
@@ -217,3 +213,14 @@ def test_set_masks_refuses_other_masks(masks, message):
 def test_none_or_two_wrappers_are_an_error(tx, found):
     with pytest.raises(ValueError, match=f'expected one PrunedState .* found {found}'):
         jp.get_masks(tx.init(jnp.ones((2, 2))))
+
+
+def test_masks_take_the_containers_of_the_parameters():
+    params = (jnp.ones((2, 2)), jnp.ones(2))
+    masks = [jnp.array([[True, False], [True, True]]), None]
+    for state in (
+        jp.pruned(optax.sgd(0.1), masks).init(params),
+        jp.set_masks(jp.pruned(optax.sgd(0.1)).init(params), masks),
+    ):
+        updates, _ = jp.pruned(optax.sgd(0.1)).update(params, state, params)
+        assert float(optax.apply_updates(params, updates)[0][0, 1]) == 0

@@ -94,6 +94,13 @@ def test_curve_draws_medians_bands_and_the_dense_line():
     assert (low, high) == pytest.approx((0.68, 0.8))
 
 
+def test_rows_as_read_from_a_file():
+    text = [{name: str(value) for name, value in row.items()} for row in rows()]
+    curves = [plots.accuracy_curve(each).axes[0].lines for each in (list(rows()), text)]
+    for a, b in zip(*curves, strict=True):
+        assert list(a.get_ydata()) == list(b.get_ydata())
+
+
 def test_no_rows_is_an_error():
     with pytest.raises(ValueError, match='no rows'):
         plots.accuracy_curve([])

@@ -86,10 +86,13 @@ def test_works_under_jit_with_a_traced_step():
     np.testing.assert_allclose(rates_from(tx, moved, 2), [0.01] * 2, rtol=1e-6)
 
 
-def test_a_negative_step_is_an_error():
+@pytest.mark.parametrize('step', [-1, 2.5, float('nan'), 2**31, jnp.float32(2)])
+def test_a_step_that_is_no_whole_number_from_0_is_an_error(step):
     tx = jp.pruned(optax.sgd(SCHEDULE))
-    with pytest.raises(ValueError, match='cannot be moved to step -1'):
-        jp.rewind_schedule(tx.init(jnp.zeros((2, 2))), -1)
+    with pytest.raises(ValueError, match='cannot be moved to step'):
+        jp.rewind_schedule(tx.init(jnp.zeros((2, 2))), step)
+    with pytest.raises(ValueError, match='cannot be moved to step'):
+        jp.rounds.lr_rewind(step)
 
 
 def test_no_schedule_is_an_error():

@@ -135,3 +135,12 @@ def test_another_pruning_function():
 
     [(_, point)] = rounds.iterate(first_point(), train, [0.3], rounds.lr_rewind(), prune=prune)
     assert jp.masks.density(jp.get_masks(point.opt_state)) == 0.3
+
+
+def test_the_rewind_point_survives_training_that_donates():
+    donating = jax.jit(lambda point: jax.tree.map(lambda x: x, point), donate_argnums=0)
+    stored = first_point()
+    technique = rounds.weight_rewind(stored)
+    levels = rounds.iterate(first_point(), lambda point, _: donating(point), [0.5, 0.3], technique)
+    assert len(list(levels)) == 2
+    assert jnp.isfinite(stored.params['kernel']).all()

@@ -40,6 +40,13 @@ def retrain_steps(config: ml_collections.ConfigDict) -> int:
 
 def check(config: ml_collections.ConfigDict, devices: int) -> None:
     """Raises `BadInput` at the first field with a value that cannot be used."""
+    try:
+        _check(config, devices)
+    except TypeError as error:  # a tuple with something else than numbers, most often
+        raise BadInput(f'a field of the config has a value of another kind: {error}') from error
+
+
+def _check(config: ml_collections.ConfigDict, devices: int) -> None:
     for name, choices in _CHOICES.items():
         if _field(config, name) not in choices:
             raise _bad(name, _field(config, name), f'one of {", ".join(choices)}')
@@ -73,8 +80,8 @@ def difference(before: str, after: str) -> list[str]:
 
 def _check_training(config: ml_collections.ConfigDict) -> None:
     c = config
-    if not c.optimizer.learning_rate > 0:
-        raise _bad('optimizer.learning_rate', c.optimizer.learning_rate, 'above 0')
+    if not 0 < c.optimizer.learning_rate < float('inf'):
+        raise _bad('optimizer.learning_rate', c.optimizer.learning_rate, 'above 0, finite')
     if not 0 <= c.optimizer.momentum < 1:
         raise _bad('optimizer.momentum', c.optimizer.momentum, 'in [0, 1)')
     if not c.optimizer.weight_decay >= 0:

@@ -217,6 +217,7 @@ def _prepare(
     name: str, builder: tfds.core.DatasetBuilder, directory: str | None
 ) -> tfds.core.DatasetBuilder:
     """Prepares what needs no download; a killed run leaves only a directory nobody reads."""
+    tfds.disable_progress_bar()
     try:
         builder.download_and_prepare(file_format='array_record')
     except OSError:

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: asked once, a run saves and stops; asked twice, it stops at once."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -19,9 +20,9 @@ def requested() -> Iterator[Callable[[], int | None]]:
 
     def receive(number: int, frame: FrameType | None) -> None:
         del frame
+        if received:
+            os._exit(128 + number)
         received.append(number)
-        for each in _SIGNALS:
-            signal.signal(each, before[each])
 
     before = {each: signal.signal(each, receive) for each in _SIGNALS}
     try:

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 import jaxprune as jp
 from jaxprune import rounds
-from train import checkpoint, data, interrupt, models, progress, results, timeline, workdirs
+from train import checkpoint, data, models, progress, results, timeline, workdirs
 from train import config as config_lib
 from train import step as step_lib
 from train.errors import BadInput, Diverged, Interrupted
@@ -36,12 +36,17 @@ class Run(NamedTuple):
     interrupted: Callable[[], int | None]
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    interrupted: Callable[[], int | None] = lambda: None,
+) -> None:
     """Trains, prunes and retrains as a config says; goes on where a stopped run was.
 
     Args:
       config: as in `configs/`.
       workdir: for checkpoints and results.
+      interrupted: tells which signal asked to stop, if any; see `interrupt.requested`.
 
     Raises:
       BadInput: a config, a dataset or a workdir that cannot be used; nothing was changed.
@@ -50,40 +55,67 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """
     config_lib.check(config, jax.device_count())
     workdirs.check(workdir, config)
-    with interrupt.requested() as interrupted:
-        trainer, dataset = prepare(config)
-        workdirs.claim(workdir, config)
-        segments = lay_out(config)
-        with checkpoint.open_store(workdir / 'checkpoints', kept(config, segments)) as store:
-            done = store.latest_step() or 0
-            with progress.display(segments[-1].end, done) as display:
-                whole = Run(
-                    config, workdir, segments, trainer, dataset, store, display, interrupted
-                )
-                rows = train_all(whole, done)
-                write_artifacts(whole, rows)
-                display.say(f'done: {workdir}/report.html')
+    trainer, dataset = prepare(config)
+    segments = lay_out(config)
+    with (
+        workdirs.claim(workdir, config),
+        checkpoint.open_store(workdir / 'checkpoints', kept(config, segments)) as store,
+    ):
+        done = store.latest_step() or 0
+        with progress.display(segments[-1].end, done) as display:
+            whole = Run(config, workdir, segments, trainer, dataset, store, display, interrupted)
+            rows = train_all(whole, done)
+            write_artifacts(whole, rows)
+            display.say(f'done: {workdir}/report.html')
 
 
 def prepare(config: ml_collections.ConfigDict) -> tuple[step_lib.Trainer, data.Dataset]:
     """Loads the data onto the devices and makes the functions that train on them."""
     try:
-        dataset = data.load(
-            config.data.name,
-            directory=config.data.directory or None,
-            validation_examples=config.data.validation_examples,
-            seed=config.seed,
-        )
+        dataset = load(config)
         if len(dataset.train.labels) < config.train.batch_size:
             raise ValueError(
                 f'config.train.batch_size is {config.train.batch_size}, more than the '
                 f'{len(dataset.train.labels)} training examples'
             )
         model = models.build(config.model.name, num_classes=dataset.num_classes)
+        trainer = step_lib.make_trainer(config, model, dataset, step_lib.make_mesh())
+        check_counts(config, jax.eval_shape(trainer.init, jax.random.key(0)))
     except ValueError as error:
         raise BadInput(str(error)) from error
-    trainer = step_lib.make_trainer(config, model, dataset, step_lib.make_mesh())
     return trainer, step_lib.resident(dataset, trainer.sharding)
+
+
+def load(config: ml_collections.ConfigDict) -> data.Dataset:
+    """Loads the data set of a config."""
+    try:
+        return data.load(
+            config.data.name,
+            directory=config.data.directory or None,
+            validation_examples=config.data.validation_examples,
+            seed=config.seed,
+        )
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f'the data set {config.data.name!r} cannot be prepared or read in '
+            f'{config.data.directory or "the default folder of TFDS"}: {error}'
+        ) from error
+
+
+def check_counts(config: ml_collections.ConfigDict, point: jp.Point) -> None:
+    """Raises `ValueError` unless each level keeps some weights, and fewer than the one before."""
+    sizes = [mask.size for mask in jax.tree.leaves(jp.get_masks(point.opt_state))]
+    if config.prune.allocation == 'global_top':
+        sizes = [sum(sizes)]
+    for size in sizes:
+        before = size
+        for level, density in enumerate(config_lib.density_plan(config), 1):
+            if not 0 < round(density * size) < before:
+                raise ValueError(
+                    f'config.prune: level {level} has density {density:.3g}, which keeps '
+                    f'{round(density * size)} of {size} weights, the level before {before}'
+                )
+            before = round(density * size)
 
 
 def lay_out(config: ml_collections.ConfigDict) -> list[Segment]:
@@ -120,7 +152,9 @@ def train_all(run: Run, done: int) -> list[dict[str, Any]]:
     """
     rows = checkpoint.restore_rows(run.store, done) if done else []
     results.write_rows(run.workdir, rows)
-    if done:
+    if done == run.timeline[-1].end:
+        run.display.say(f'{run.workdir} holds this run, finished: its results are written again')
+    elif done:
         run.display.say(f'resuming {run.workdir} after {done} steps')
     for segment in run.timeline[timeline.locate(run.timeline, done) :]:
         began = time.monotonic()
@@ -220,10 +254,10 @@ def stop(
     if position > 0 and position not in run.store.all_steps():
         checkpoint.save(run.store, position, state, rows)
     run.store.wait_until_finished()
-    name = signal.Signals(number).name
+    saved = f'saved in {run.workdir}: ' if position else ''
     raise Interrupted(
-        f'stopped by {name} after {position} of {run.timeline[-1].end} steps, saved in '
-        f'{run.workdir}: the same command goes on from there',
+        f'stopped by {signal.Signals(number).name} after {position} of {run.timeline[-1].end} '
+        f'steps, {saved}the same command goes on from there',
         number,
     )
 
@@ -265,6 +299,7 @@ def write_artifacts(run: Run, rows: Sequence[dict[str, Any]]) -> None:
         point = restore(run, segment.end).point
         path = run.workdir / 'models' / f'replicate_{segment.replicate}'
         about = {'model': run.config.model.name, 'num_classes': run.dataset.num_classes, **row}
+        about |= step_lib.normalization(run.config, run.dataset.train)
         results.write_model(path / f'{segment.technique}.safetensors', point, about)
         if segment.replicate == 0 and segment.level > 0:
             masks = jp.get_masks(point.opt_state)

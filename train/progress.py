@@ -18,9 +18,10 @@ class Display:
         """Starts at `done` of `total` steps of the whole run."""
         self._bar = bar
         self._live = not bar.disable
-        self._task = bar.add_task('starting', total=total, completed=done, loss='')
+        self._task = bar.add_task('starting', total=total, completed=done, loss='', left='')
         self._total, self._first, self._done = total, done, done
-        self._began = self._last_line = time.monotonic()
+        self._began: float | None = None  # at the first steps, so that compiling is not counted
+        self._last_line = time.monotonic()
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
@@ -35,8 +36,16 @@ class Display:
           doing: what is being trained, and how far it is.
           loss: the latest, in nats.
         """
+        if self._began is None:
+            self._began, self._first = time.monotonic(), done
         self._done = done
-        self._bar.update(self._task, completed=done, description=doing, loss=f'loss {loss:.4f}')
+        self._bar.update(
+            self._task,
+            completed=done,
+            description=doing,
+            loss=f'loss {loss:.4f}',
+            left=self.time_left(),
+        )
         if not self._live and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self.say(f'{doing}  loss {loss:.4f}  {self.time_left()}')
 
@@ -44,7 +53,7 @@ class Display:
         """Tells the share done, and the time left at the speed since the start."""
         steps = self._done - self._first
         share = f'{self._done / self._total:4.0%} of the run'
-        if steps == 0:
+        if self._began is None or steps == 0:
             return share
         left = (time.monotonic() - self._began) / steps * (self._total - self._done)
         return f'{share}, {left / 60:.0f} min left' if left > 90 else f'{share}, {left:.0f} s left'
@@ -66,9 +75,8 @@ def display(total: int, done: int) -> Iterator[Display]:
     bar = rich.progress.Progress(
         rich.progress.TextColumn('{task.description}'),
         rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
         rich.progress.TextColumn('{task.fields[loss]}'),
-        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn('{task.fields[left]}'),
         console=console,
         disable=not live,
     )

@@ -13,6 +13,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jinja2
+import matplotlib
 import numpy as np
 import safetensors.numpy
 
@@ -117,19 +118,25 @@ def write_model(path: Path, point: jp.Point, about: Mapping[str, Any]) -> None:
     write_whole(path, content)
 
 
-def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_model(path: Path) -> tuple[dict[str, Any], jp.tree.Masks, dict[str, Any]]:
     """Reads a model that `write_model` wrote.
 
     Args:
       path: of the safetensors file.
 
     Returns:
-      The variables for `model.apply`, and the masks of the prunable parameters.
+      The variables for `model.apply`; the masks, like `variables['params']` with `None` where not
+      prunable; and what the file says about itself, the normalisation of the input included.
     """
-    flat = safetensors.numpy.load_file(path)
+    with safetensors.safe_open(path, 'numpy') as file:
+        flat = {name: file.get_tensor(name) for name in file.keys()}
+        about = json.loads(file.metadata()['about'])
+    masks = {name: flat.pop(name) for name in list(flat) if name.startswith('masks/')}
     variables = flax.traverse_util.unflatten_dict(flat, sep='/')
-    masks = variables.pop('masks')
-    return variables, masks
+    tree = jax.tree_util.tree_map_with_path(
+        lambda path, _: masks.get(f'masks/{jp.tree.path_name(path)}'), variables['params']
+    )
+    return variables, tree, about
 
 
 def write_report(
@@ -151,7 +158,8 @@ def write_report(
     figure = plots.accuracy_curve(rows, title=f'{name}: accuracy after pruning')
     image, drawing = io.BytesIO(), io.StringIO()
     figure.savefig(image, format='png', dpi=160)
-    figure.savefig(drawing, format='svg', metadata={'Date': None})
+    with matplotlib.rc_context({'svg.hashsalt': name}):  # the same names of shapes each time
+        figure.savefig(drawing, format='svg', metadata={'Date': None})
     write_whole(workdir / 'curve.png', image.getvalue())
     svg = drawing.getvalue()
     text = _template().render(

@@ -2,13 +2,14 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -95,7 +96,7 @@ def make_trainer(
       Jitted functions; data are arguments, so that they live on the devices.
     """
     tx = optimizer(config)
-    prepare = preprocessing(config, dataset.train)
+    prepare = preprocessing(normalization(config, dataset.train))
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
     batch, examples = config.train.batch_size, len(dataset.train.labels)
 
@@ -171,11 +172,24 @@ def resident(dataset: data.Dataset, sharding: NamedSharding) -> data.Dataset:
     return dataset._replace(**jax.device_put(parts, sharding))
 
 
-def preprocessing(
-    config: ml_collections.ConfigDict, part: data.Split
-) -> Callable[[jax.Array], jax.Array]:
-    """Makes the function that turns raw images into the model's input."""
+def normalization(config: ml_collections.ConfigDict, part: data.Split) -> dict[str, Any]:
+    """Measures how the input is normalised: `per_image`, or by mean and deviation a channel."""
     if config.data.normalize == 'per_image':
+        return {'normalize': 'per_image'}
+    mean, std = data.channel_moments(np.asarray(part.images))
+    return {'normalize': 'dataset', 'mean': mean.tolist(), 'std': std.tolist()}
+
+
+def preprocessing(about: Mapping[str, Any]) -> Callable[[jax.Array], jax.Array]:
+    """Makes the function that turns raw images into the model's input.
+
+    Args:
+      about: what `normalization` measured, or what a saved model says about itself.
+
+    Returns:
+      A function of images (N, H, W, C).
+    """
+    if about['normalize'] == 'per_image':
         return data.standardize_each
-    mean, std = data.channel_moments(part.images)
+    mean, std = (jnp.array(about[name], jnp.float32) for name in ('mean', 'std'))
     return functools.partial(data.standardize, mean=mean, std=std)

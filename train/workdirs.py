@@ -1,6 +1,10 @@
 """The folder of a run: it belongs to one config."""
 
+import contextlib
+import fcntl
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
@@ -10,10 +14,16 @@ from train import results
 from train.errors import BadInput
 
 _CONFIG = 'config.json'
+_WRITTEN = ('checkpoints', 'models', 'results.csv', 'timings.csv', 'report.html', 'curve.png')
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Raises `BadInput` where a run of another config is, or nothing can be written."""
+    if str(workdir) in ('', '.') or '[' in str(workdir):
+        raise BadInput(
+            f'the workdir is {str(workdir)!r}: name a folder of its own, without brackets, which '
+            'the checkpoints cannot have in a path'
+        )
     existing = workdir.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -21,20 +31,35 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
         raise BadInput(f'cannot write to {workdir}: {existing} is not a folder one can write to')
     path = workdir / _CONFIG
     if path.exists():
-        differences = config_lib.difference(path.read_text(), config_lib.to_json(config))
+        try:
+            differences = config_lib.difference(path.read_text(), config_lib.to_json(config))
+        except (OSError, json.JSONDecodeError) as error:
+            raise BadInput(f'{path} cannot be read: {error}') from error
         if differences:
             raise BadInput(
                 f'{workdir} holds a run of another config; nothing was touched. Choose another '
                 'workdir, or set these fields back:\n  ' + '\n  '.join(differences)
             )
-    elif (workdir / 'checkpoints').exists():
-        raise BadInput(f'{workdir} holds checkpoints but no {_CONFIG}: choose another workdir')
+    elif found := [name for name in _WRITTEN if (workdir / name).exists()]:
+        raise BadInput(f'{workdir} holds {found[0]} but no {_CONFIG}: choose another workdir')
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Makes the folder and writes the config into it, or raises `BadInput`."""
+@contextlib.contextmanager
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Makes the folder, writes the config into it, and keeps other runs out while the block runs.
+
+    Raises:
+      BadInput: it cannot be written, or another run is in it.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        results.write_whole(workdir / _CONFIG, config_lib.to_json(config).encode())
+        lock = (workdir / '.lock').open('w')
     except OSError as error:
         raise BadInput(f'cannot write to {workdir}: {error}') from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the process ends
+        except BlockingIOError as error:
+            raise BadInput(f'another run is in {workdir}: wait for its end, or stop it') from error
+        results.write_whole(workdir / _CONFIG, config_lib.to_json(config).encode())
+        yield
