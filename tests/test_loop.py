@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow_datasets as tfds
+import test_readme
 
 import jaxprune as jp
 from configs import cifar10_resnet20, digits
@@ -120,6 +121,17 @@ def test_the_saved_model_computes_what_was_reported(finished, prepared):
     logits = model.apply(variables, prepare(dataset.test.images), train=False)
     accuracy = float((logits.argmax(-1) == dataset.test.labels).mean())
     assert accuracy == pytest.approx(float(rows_of(workdir)[2]['test_accuracy']), abs=1e-6)
+
+
+def test_the_readmes_lines_read_the_model(finished, prepared, tmp_path, monkeypatch):
+    (tmp_path / 'runs').mkdir()
+    (tmp_path / 'runs' / 'digits').symlink_to(finished[0])
+    monkeypatch.chdir(tmp_path)
+    dataset = data.load('digits', directory=str(prepared), validation_examples=237, seed=0)
+    names = {'images': dataset.test.images}
+    exec(test_readme.block('model'), names)
+    accuracy = float((names['logits'].argmax(-1) == dataset.test.labels).mean())
+    assert accuracy == pytest.approx(names['about']['test_accuracy'], abs=1e-6)
 
 
 def test_the_file_names_what_it_holds(finished):

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import jax
+import optax
 import pytest
 
 import jaxprune as jp
@@ -29,6 +30,16 @@ def test_the_ten_lines_run(tmp_path, capsys):
             assert ((weights != 0) == mask).all()
     assert 'params/layers_0/kernel' in capsys.readouterr().out
     assert float(jax.jit(left['loss'])(left['state'].params)) < 2.3
+
+
+@pytest.mark.promotes
+def test_the_rounds_as_one_call_run(capsys):
+    tx = jp.pruned(optax.sgd(optax.constant_schedule(0.1)))
+    params = {'kernel': jax.random.normal(jax.random.key(0), (10, 10))}
+    names = {'jp': jp, 'params': params, 'opt_state': tx.init(params), 'train': lambda p, _: p}
+    exec(block('iterate'), names)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f'{level} {round(100 * 0.8**level) / 100}' for level in range(1, 11)]
 
 
 def test_every_path_it_names_exists():
