@@ -102,9 +102,9 @@ def table(layers: Sequence[Record], *, width: int = 100) -> str:
         drawn.add_column(header, footer, justify='left' if header == 'leaf' else 'right')
     for layer in layers:
         drawn.add_row(*map(rich.text.Text, layer.cells()))  # a path is no markup
-    console = rich.console.Console(file=io.StringIO(), width=width)
-    console.print(drawn)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # a StringIO
+    text = io.StringIO()
+    rich.console.Console(file=text, width=width).print(drawn)
+    lines = text.getvalue().splitlines()
     return '\n'.join(line.rstrip() for line in lines if line.strip())
 
 

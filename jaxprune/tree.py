@@ -88,13 +88,12 @@ def map_masked(f: Callable[..., Any], masks: Any, *trees: Any) -> Any:
     return jax.tree.map(f, masks, *trees, is_leaf=is_none)
 
 
-def check_like(masks: Any, params: Any, *, what: str = 'masks', like: str = 'params') -> None:
+def check_like(masks: Any, params: Any, *, like: str = 'params') -> None:
     """Raises unless `masks` has the structure of `params` and each mask its leaf's shape.
 
     Args:
       masks: tree to check; `None` leaves match anything.
       params: tree it must be like; where this has `None`, so must `masks`.
-      what: name of the first tree in the message.
       like: name of the second tree in the message.
 
     Raises:
@@ -102,16 +101,16 @@ def check_like(masks: Any, params: Any, *, what: str = 'masks', like: str = 'par
     """
     found, expected = dict(named_leaves(masks)), dict(named_leaves(params))
     for path in expected.keys() - found.keys():
-        raise ValueError(f'{what} have no leaf {path!r}, which {like} have')
+        raise ValueError(f'masks have no leaf {path!r}, which {like} have')
     for path in found.keys() - expected.keys():
-        raise ValueError(f'{what} have a leaf {path!r}, which {like} do not have')
+        raise ValueError(f'masks have a leaf {path!r}, which {like} do not have')
     for path, leaf in found.items():
         if leaf is None:
             continue
         if expected[path] is None or jnp.shape(leaf) != jnp.shape(expected[path]):
             other = None if expected[path] is None else jnp.shape(expected[path])
             raise ValueError(
-                f'{what} have shape {jnp.shape(leaf)} at {path!r} where {like} have {other}'
+                f'masks have shape {jnp.shape(leaf)} at {path!r} where {like} have {other}'
             )
 
 
