@@ -1,6 +1,22 @@
 """Pruning for JAX and Flax: train, prune the weakest connections, rewind, repeat."""
 
-from jaxprune import counting, masks, optimizer, report, rewind, rounds, scores, select, tree
+from jaxprune import (
+    allocate,
+    budgets,
+    choose,
+    counting,
+    gradual,
+    masks,
+    optimizer,
+    packing,
+    patterns,
+    report,
+    rewind,
+    rounds,
+    scores,
+    select,
+    tree,
+)
 from jaxprune.optimizer import PrunedState, get_masks, pruned, set_masks
 from jaxprune.rewind import Point, rewind_schedule
 
@@ -9,10 +25,16 @@ __version__ = '0.1.0'
 __all__ = [
     'Point',
     'PrunedState',
+    'allocate',
+    'budgets',
+    'choose',
     'counting',
     'get_masks',
+    'gradual',
     'masks',
     'optimizer',
+    'packing',
+    'patterns',
     'pruned',
     'report',
     'rewind',

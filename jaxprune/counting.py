@@ -116,6 +116,47 @@ def subtract(a: Count, b: Count) -> Count:
     return Count(a.high - b.high - (a.low < b.low).astype(jnp.uint32), a.low - b.low)
 
 
+def scale(n: Count, factors: Sequence[int]) -> Count:
+    """Multiplies each number along the first axis by its own integer; products below 2**64."""
+    if all(f == 1 for f in factors):
+        return n
+    by = each(lambda f: f.reshape(-1, *[1] * (n.low.ndim - 1)), constants(factors))
+    return times(n, by)
+
+
+def times(a: Count, b: Count) -> Count:
+    """Multiplies two numbers modulo 2**64, in limbs of 16 bits."""
+    upper, lower = (a.low >> 16, b.low >> 16), (a.low & 0xFFFF, b.low & 0xFFFF)
+    cross = upper[0] * lower[1], lower[0] * upper[1]
+    middle = (lower[0] * lower[1] >> 16) + (cross[0] & 0xFFFF) + (cross[1] & 0xFFFF)
+    carried = upper[0] * upper[1] + (cross[0] >> 16) + (cross[1] >> 16) + (middle >> 16)
+    return Count(a.high * b.low + a.low * b.high + carried, a.low * b.low)
+
+
+def divide(n: Count, by: Count) -> Count:
+    """Divides two scalars, by at least 1, and rounds down: long division, bit by bit."""
+
+    def step(_: Any, state: tuple[Count, Count]) -> tuple[Count, Count]:
+        dividend, rest = state  # the quotient's bits move in where the dividend's have moved out
+        lost = rest.high >> 31 == 1
+        rest = _doubled(rest, dividend.high >> 31)
+        enough = lost | ~less(rest, by)
+        taken = each(lambda a, b: jnp.where(enough, a, b), subtract(rest, by), rest)
+        return _doubled(dividend, enough.astype(jnp.uint32)), taken
+
+    zero = (n.low ^ n.low) | (by.low ^ by.low)  # varies inside shard_map where n or by does
+    rest = Count(zero, zero)
+    return lax.fori_loop(0, 64, step, (each(jnp.add, n, rest), rest))[0]
+
+
+def constants(numbers: Sequence[int]) -> Count:
+    """Stacks Python integers in [0, 2**64)."""
+    return Count(
+        jnp.array([n // WORD for n in numbers], jnp.uint32),
+        jnp.array([n % WORD for n in numbers], jnp.uint32),
+    )
+
+
 def less(a: Count, b: Count) -> jax.Array:
     """Tells whether a < b."""
     return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
@@ -202,6 +243,10 @@ def _tally_locally(bits: Sequence[jax.Array], batch: int) -> Count:
     carry = lambda a, b: tuple(add(Count(*a), Count(*b)))
     pairs = [lax.reduce((none, n), (zero, zero), carry, axes) for n in ones]
     return Count(*(jnp.stack(n, -1) for n in zip(*pairs, strict=True)))
+
+
+def _doubled(n: Count, bit: jax.Array) -> Count:
+    return Count(n.high << 1 | n.low >> 31, n.low << 1 | bit)
 
 
 def _product(m: jax.Array, total: int) -> jax.Array:

@@ -1,67 +1,173 @@
 """Masks: which weights stay, made from scores at an exact count, and put onto parameters."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxprune import counting, select, tree
+from jaxprune import budgets, choose, counting, patterns, tree
+from jaxprune.packing import Packed, pack, unpack
+from jaxprune.patterns import Pattern
 from jaxprune.tree import Masks, Params, Scores
 
+__all__ = [
+    'Packed',
+    'apply',
+    'density',
+    'global_top',
+    'iterated',
+    'leaf_top',
+    'n_of_m',
+    'pack',
+    'unpack',
+]
 
-def global_top(scores: Scores, density: float | jax.Array, masks: Masks | None = None) -> Masks:
+
+def global_top(
+    scores: Scores,
+    density: float | jax.Array,
+    masks: Masks | None = None,
+    *,
+    pattern: Pattern | Mapping[str, Pattern] = patterns.unstructured,
+    rules: Mapping[str, float] | None = None,
+    floor: float = 0.0,
+    progress: float | jax.Array = 1.0,
+    allow_empty: bool = False,
+) -> Masks:
     """Keeps the highest scores over the whole tree.
 
-    Exactly round(density · n) of the n scored weights stay, halves to even. Ties keep the lower
-    leaf, then the lower flat index. Works eagerly, under `jit` and `vmap`, and on sharded leaves,
-    whose masks are laid out as they are; nothing is sorted or gathered.
+    Exactly round(density · n) of the n scored weights stay, halves to even; of units that hold
+    more than one weight, as many as fit. Ties keep the lower leaf, then the lower flat index. Works
+    eagerly, under `jit` and `vmap`, and on sharded leaves, whose masks are laid out as they are;
+    nothing is sorted or gathered.
 
     Args:
       scores: higher stays; a floating-point tree, `None` where not prunable.
       density: share of all scored weights that stays, in (0, 1]. A traced value is taken as
         the float32 it is, and cannot be checked: outside, none or all stay.
       masks: where given, only weights that it keeps can stay: pruned weights do not come back.
+      pattern: what stays or goes together, for all leaves or by path; leaves without one are
+        unstructured.
+      rules: densities of single leaves by path or pattern of paths, which win: they keep their own
+        highest scores, the other leaves share what is left of the budget.
+      floor: share of each leaf that stays at least, its highest scores; rounded up.
+      progress: share of the way from dense to `density`, in [0, 1], may be traced: at p,
+        n - round(p · (n - round(density · n))) weights stay.
+      allow_empty: whether a leaf may be left with nothing, which cuts the network in two; it
+        cannot be told of traced scores.
 
     Returns:
       A boolean tree of the structure of `scores`.
 
     Raises:
-      ValueError: no scores; a NaN score; density outside (0, 1], so small that nothing
-        stays, or above the density of `masks`.
+      ValueError: no scores; a score that is NaN or infinite; density outside (0, 1], so small that
+        nothing stays, or above the density of `masks`; a pattern that does not fit a leaf; rules
+        that match nothing, contradict each other or exceed the density; a floor above it; a leaf
+        left with nothing.
     Source: Renda, Frankle, Carbin 2020, arXiv:2003.02389, section 3 (global magnitude pruning).
     """
-    named, scores = _prepare(scores, masks)
-    total = sum(leaf.size for _, leaf in named)
-    keep = _share(density, total, 'the tree')
-    if masks is not None:
-        _check_room(keep, masks)
-    return _select(scores, masks, [keep], [0] * len(named))
+    scores, masks = _prepare(scores, masks)
+    budget = budgets.together(choose.sizes(scores), density, rules, progress)
+    chosen = choose.top(scores, budget, masks, pattern=pattern, floor=floor)
+    _check_kept(chosen, density, allow_empty)
+    return chosen
 
 
-def leaf_top(scores: Scores, density: float | jax.Array, masks: Masks | None = None) -> Masks:
+def leaf_top(
+    scores: Scores,
+    density: float | jax.Array | Mapping[str, float],
+    masks: Masks | None = None,
+    *,
+    pattern: Pattern | Mapping[str, Pattern] = patterns.unstructured,
+    progress: float | jax.Array = 1.0,
+    allow_empty: bool = False,
+) -> Masks:
     """Keeps the highest scores of each leaf.
 
-    Exactly round(density · n) of the n weights of each leaf stay, halves to even; ties keep the
-    lower flat index.
+    Exactly round(density · n) of the n weights of each leaf stay, halves to even; of units that
+    hold more than one weight, as many as fit. Ties keep the lower flat index.
 
     Args:
       scores: higher stays; a floating-point tree, `None` where not prunable.
-      density: share of each leaf that stays, in (0, 1]; see `global_top` for traced values.
+      density: share of each leaf that stays, in (0, 1]; see `global_top` for traced values. Or the
+        densities of all leaves by path or pattern of paths, such as those of
+        `allocate.erdos_renyi`.
       masks: where given, only weights that it keeps can stay.
+      pattern: what stays or goes together, for all leaves or by path.
+      progress: share of the way from dense to `density`, as in `global_top`.
+      allow_empty: whether a leaf may be left with nothing, where no block fits its budget.
 
     Returns:
       A boolean tree of the structure of `scores`.
 
     Raises:
-      ValueError: as `global_top`, for the leaf that is named.
+      ValueError: as `global_top`, for the leaf that is named; a leaf without a density.
     """
-    named, scores = _prepare(scores, masks)
-    keeps = [_share(density, leaf.size, f'leaf {path!r}') for path, leaf in named]
-    if masks is not None:
-        for keep, (path, mask) in zip(keeps, _prunable_leaves(masks), strict=True):
-            _check_room(keep, mask, f'leaf {path!r}')
-    return _select(scores, masks, keeps, range(len(named)))
+    scores, masks = _prepare(scores, masks)
+    budget = budgets.apart(choose.sizes(scores), density, progress)
+    chosen = choose.top(scores, budget, masks, pattern=pattern)
+    _check_kept(chosen, density, allow_empty)
+    return chosen
+
+
+def n_of_m(scores: Scores, n: int, m: int, axis: int = -2) -> Masks:
+    """Keeps the n highest of each m neighbours along an axis.
+
+    Args:
+      scores: higher stays; a floating-point tree, `None` where not prunable.
+      n: weights that stay, in [1, m).
+      m: weights in a group.
+      axis: the groups lie along; by default the contraction axis of a kernel.
+
+    Returns:
+      A boolean tree of the structure of `scores`. The same by fraction of groups, with other
+      patterns beside it, or during training: `pattern=patterns.n_of_m(n, m)`.
+
+    Raises:
+      ValueError: a leaf without that axis, or whose axis m does not divide; scores that are NaN or
+        infinite.
+    Source: Zhou et al. 2021, arXiv:2102.04010, eq. 1.
+    """
+    return leaf_top(scores, n / m, pattern=patterns.n_of_m(n, m, axis=axis))
+
+
+def iterated(
+    score: Callable[[Params], Scores],
+    params: Params,
+    density: float,
+    *,
+    rounds: int = 100,
+    select: Callable[[Scores, float | jax.Array, Masks], Masks] = global_top,
+) -> Masks:
+    """Prunes in many small steps without training, scoring anew what each step has left.
+
+    Step k of r keeps density^(k / r) of the weights. SynFlow needs it: scored once, it empties
+    whole layers.
+
+    Args:
+      score: scores parameters, whose pruned weights are 0.
+      params: any pytree of arrays.
+      density: share of all scored weights that stays in the end, in (0, 1].
+      rounds: number of steps, at least 1.
+      select: makes masks from scores, a density and the masks before, as `global_top` does.
+
+    Returns:
+      The masks of the last step.
+
+    Raises:
+      ValueError: rounds below 1; as `select`.
+    Source: Tanaka et al. 2020, arXiv:2006.05467, algorithm 1.
+    """
+    if rounds < 1:
+        raise ValueError(f'rounds must be at least 1, got {rounds}')
+    budgets.check_density(density)
+    masks = tree.map_masked(
+        lambda s: s if s is None else jnp.ones(s.shape, bool), jax.eval_shape(score, params)
+    )
+    steps = jnp.array([density ** (k / rounds) for k in range(1, rounds)], jnp.float32)
+    narrow = lambda k, kept: select(score(apply(params, kept)), steps[k], kept)
+    masks = jax.lax.fori_loop(0, rounds - 1, narrow, masks)
+    return select(score(apply(params, masks)), density, masks)
 
 
 def apply(params: Params, masks: Masks) -> Params:
@@ -69,7 +175,8 @@ def apply(params: Params, masks: Masks) -> Params:
 
     Args:
       params: any pytree of arrays.
-      masks: booleans like `params`; `None` leaves its parameter alone.
+      masks: booleans like `params`, packed or not; `None` leaves alone what it stands for, a leaf
+        or a whole branch.
 
     Returns:
       A tree of the structure, shapes and dtypes of `params`.
@@ -77,6 +184,7 @@ def apply(params: Params, masks: Masks) -> Params:
     Raises:
       ValueError: a mask that is missing, superfluous, or of another shape than its parameter.
     """
+    masks = unpack(masks)
     tree.check_masks(masks, params)
     return tree.map_masked(
         lambda m, w: w if m is None else jnp.where(m, w, jnp.zeros_like(w)), masks, params
@@ -87,7 +195,7 @@ def density(masks: Masks) -> float | jax.Array:
     """Measures kept weights / prunable weights.
 
     Args:
-      masks: booleans, `None` where not prunable.
+      masks: booleans, packed or not; `None` where not prunable.
 
     Returns:
       A Python float, from integer counts; a float32 scalar when traced.
@@ -95,8 +203,9 @@ def density(masks: Masks) -> float | jax.Array:
     Raises:
       ValueError: nothing is prunable.
     """
+    masks = unpack(masks)
     tree.check_masks(masks, masks)
-    leaves = [leaf for _, leaf in _prunable_leaves(masks)]
+    leaves = [leaf for _, leaf in tree.present(masks)]
     total = sum(leaf.size for leaf in leaves)
     if total == 0:
         raise ValueError('these masks hold no prunable weight: every leaf is None or empty')
@@ -106,12 +215,8 @@ def density(masks: Masks) -> float | jax.Array:
     return counting.to_int(kept) / total
 
 
-def _prunable_leaves(trees: Scores | Masks) -> list[tuple[str, jax.Array]]:
-    return [(path, leaf) for path, leaf in tree.named_leaves(trees) if leaf is not None]
-
-
-def _prepare(scores: Scores, masks: Masks | None) -> tuple[list[tuple[str, jax.Array]], Scores]:
-    named = _prunable_leaves(scores)
+def _prepare(scores: Scores, masks: Masks | None) -> tuple[Scores, Masks | None]:
+    named = tree.present(scores)
     if not named:
         raise ValueError('there are no scores: every leaf is None')
     for path, leaf in named:
@@ -119,84 +224,50 @@ def _prepare(scores: Scores, masks: Masks | None) -> tuple[list[tuple[str, jax.A
             raise ValueError(
                 f'scores must be floating-point, but leaf {path!r} is {jnp.result_type(leaf)}'
             )
-    _check_nan(named)
-    if masks is not None:
-        scores = _exclude(scores, masks)
-        named = _prunable_leaves(scores)
-    return named, scores
+    scores = jax.tree.map(jnp.asarray, scores)
+    _check_finite(tree.present(scores))
+    return scores, unpack(masks)
 
 
-def _exclude(scores: Scores, masks: Masks) -> Scores:
-    tree.check_masks(masks, scores)
-    for path, leaf in tree.named_leaves(masks):
-        if leaf is None and dict(_prunable_leaves(scores)).get(path) is not None:
-            raise ValueError(f'masks are None at {path!r}, where there are scores')
-    return tree.map_masked(
-        # what is pruned ranks below all that is not, -inf included
-        lambda s, m: None if s is None else _below(s, m),
-        scores,
-        masks,
-    )
-
-
-def _below(score: jax.Array, mask: jax.Array) -> jax.Array:
-    lowest = jnp.full_like(score, jnp.finfo(score.dtype).min)
-    return jnp.where(mask, jnp.maximum(score, lowest), jnp.full_like(score, -jnp.inf))
-
-
-def _check_nan(named: list[tuple[str, jax.Array]]) -> None:
+def _check_finite(named: list[tuple[str, jax.Array]]) -> None:
     if _is_traced(named):
         return
     with jax.ensure_compile_time_eval():
-        found = _have_nan([leaf for _, leaf in named])
-    for (path, _), has_nan in zip(named, found, strict=True):
-        if has_nan:
-            raise ValueError(
-                f'scores of leaf {path!r} hold NaN, which has no rank: look for a diverged run, '
-                'or replace NaN by -inf to prune these weights first'
-            )
+        found = _are_finite([leaf for _, leaf in named])
+        for (path, leaf), finite in zip(named, found, strict=True):
+            if not finite:
+                nan, infinite = (
+                    jnp.sum(test(leaf), dtype=jnp.uint32) for test in (jnp.isnan, jnp.isinf)
+                )
+                raise ValueError(
+                    f'scores of leaf {path!r} hold {nan} NaN and {infinite} infinite ones among '
+                    f'{leaf.size}, which cannot be ranked: look for a diverged run, or replace '
+                    'them, as by jnp.nan_to_num'
+                )
 
 
 @jax.jit  # one pass over the leaves, and one wait
-def _have_nan(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.isnan(leaf).any() for leaf in leaves]
+def _are_finite(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.isfinite(leaf).all() for leaf in leaves]
 
 
-def _share(density: float | jax.Array, total: int, where: str) -> counting.Count:
-    if isinstance(density, jax.core.Tracer):
-        return counting.share(density, total)
-    if isinstance(density, str) or np.ndim(density) or not 0 < float(density) <= 1:
-        raise ValueError(f'density must be a number in (0, 1], got {density!r}')
-    keep = round(float(density) * total)
-    if keep == 0:
-        raise ValueError(
-            f'density {density} keeps none of the {total} weights of {where}: '
-            f'ask for at least {1 / max(total, 1):.3g}'
-        )
-    return counting.from_int(keep)
-
-
-def _check_room(keep: counting.Count, masks: Masks, where: str = 'the tree') -> None:
-    left = counting.count([leaf for _, leaf in _prunable_leaves(masks)])
-    if _is_traced((keep, left)):
+def _check_kept(masks: Masks, density: object, allow_empty: bool) -> None:
+    if allow_empty or _is_traced(masks):
         return
-    if counting.to_int(keep) > counting.to_int(left):
-        raise ValueError(
-            f'the density asks for {counting.to_int(keep)} weights of {where}, of which the given '
-            f'masks keep only {counting.to_int(left)}: a density is relative to all prunable '
-            'weights'
-        )
+    with jax.ensure_compile_time_eval():
+        kept = _keep_some([mask for _, mask in tree.present(masks)])
+        for (path, mask), some in zip(tree.present(masks), kept, strict=True):
+            if mask.size and not some:
+                raise ValueError(
+                    f'density {density} leaves leaf {path!r} with none of its {mask.size} weights, '
+                    'which cuts the network in two: ask for more, give it a floor or a rule, or '
+                    'pass allow_empty=True'
+                )
 
 
-def _select(
-    scores: Scores, masks: Masks | None, keeps: list[counting.Count], groups: Iterable[int]
-) -> Masks:
-    leaves, structure = jax.tree.flatten(scores)
-    chosen = select.top(leaves, keeps, list(groups))
-    if masks is not None:  # a traced count may exceed what they keep
-        present = [leaf for _, leaf in _prunable_leaves(masks)]
-        chosen = [new & old for new, old in zip(chosen, present, strict=True)]
-    return jax.tree.unflatten(structure, chosen)
+@jax.jit
+def _keep_some(masks: list[jax.Array]) -> list[jax.Array]:
+    return [mask.any() for mask in masks]
 
 
 def _is_traced(values: object) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxprune import counting, tree
+from jaxprune import counting, packing, tree
 from jaxprune.tree import Masks, Params
 
 HEADERS = ('leaf', 'shape', 'parameters', 'kept', 'density', 'compression')
@@ -49,7 +49,7 @@ def records(params: Params, masks: Masks) -> list[Record]:
 
     Args:
       params: any pytree of arrays, or of their shapes.
-      masks: booleans like `params`, `None` where not prunable.
+      masks: booleans like `params`, packed or not; `None` where not prunable.
 
     Returns:
       One record a leaf, in the order of the tree; counts are Python integers.
@@ -57,7 +57,9 @@ def records(params: Params, masks: Masks) -> list[Record]:
     Raises:
       ValueError: masks unlike the parameters.
     """
+    masks = packing.unpack(masks)
     tree.check_masks(masks, params)
+    masks = tree.in_structure_of(masks, params)
     leaves = dict(tree.named_leaves(params))
     return [
         _record(path, leaves[path], mask)

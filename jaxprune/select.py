@@ -25,63 +25,92 @@ Maker: TypeAlias = Callable[[], jax.Array]
 
 
 def top(
-    leaves: Sequence[jax.Array], keeps: Sequence[Count], groups: Sequence[int]
+    leaves: Sequence[jax.Array],
+    keeps: Sequence[Count],
+    groups: Sequence[int],
+    sizes: Sequence[int] | None = None,
 ) -> list[jax.Array]:
     """Marks the highest entries of each group of leaves: in group g exactly `keeps[g]` of them.
 
     Equal entries are taken from the lower leaf, then from the lower row-major index. Values compare
     exactly, subnormal ones and those of different dtypes too; -0.0 equals 0.0.
 
+    Where an entry stands for several weights, `keeps` counts weights. All entries of a score are
+    marked, from the highest score down, while they fit; of the first score whose entries do not all
+    fit, each leaf in order gets as many as the room that is left holds, and nothing below is
+    marked. This is exactly `keeps[g]` weights where the sizes in group g are equal and divide it,
+    and at most `keeps[g]` elsewhere.
+
     Args:
       leaves: floating-point scores of any shapes and shardings, without NaN.
-      keeps: for each group how many entries to mark, at most the size of the group.
+      keeps: for each group how many weights to mark, at most those of the group.
       groups: for each leaf the index of its group in `keeps`.
+      sizes: for each leaf how many weights each of its entries stands for (a block, a channel), at
+        least 1; None for 1 in all.
 
     Returns:
       For each leaf a boolean array of its shape, laid out like it.
 
     Raises:
-      ValueError: not one group index a leaf, or one out of range.
+      ValueError: not one group index a leaf, or one out of range; not one size a leaf, or one that
+        is no positive integer; 2**64 weights or more in a group.
     """
     if len(groups) != len(leaves) or not all(0 <= g < len(keeps) for g in groups):
         raise ValueError(
             f'groups are {list(groups)}, expected an index in [0, {len(keeps)}) into keeps for '
             f'each of the {len(leaves)} leaves'
         )
+    sizes = (1,) * len(leaves) if sizes is None else tuple(sizes)
+    if len(sizes) != len(leaves) or not all(isinstance(s, int) and s >= 1 for s in sizes):
+        raise ValueError(
+            f'sizes are {list(sizes)}, expected an integer of at least 1 for each of the '
+            f'{len(leaves)} leaves'
+        )
     if not leaves:
         return []
-    return _top([jnp.asarray(leaf) for leaf in leaves], counting.stack(keeps), tuple(groups))
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    for g in range(len(keeps)):  # past 64 bits a count would wrap in silence
+        counting.from_int(
+            sum(leaf.size * s for leaf, s, h in zip(leaves, sizes, groups, strict=True) if g == h)
+        )
+    return _top(leaves, counting.stack(keeps), tuple(groups), sizes)
 
 
 # It compiles itself: eager calls would dispatch thousands of
 # operations. Counts are operands, so that a new density does not compile anew.
-@functools.partial(jax.jit, static_argnames='groups')
-def _top(leaves: list[jax.Array], keep: Count, groups: tuple[int, ...]) -> list[jax.Array]:
+@functools.partial(jax.jit, static_argnames=('groups', 'sizes'))
+def _top(
+    leaves: list[jax.Array], keep: Count, groups: tuple[int, ...], sizes: tuple[int, ...]
+) -> list[jax.Array]:
     dtype = _widest(leaves)
     keep = counting.each(lambda n: _vary(n, leaves), keep)
-    thresholds, reached, beyond = _search(leaves, keep, groups, dtype)
+    weigh = lambda counts: _by_group(counting.scale(counts, sizes), groups, len(keep.low))
+    thresholds, reached, beyond = _search(leaves, keep, groups, weigh, dtype)
     ties = counting.subtract(reached, beyond)
-    room = counting.subtract(keep, _by_group(beyond, groups, len(keep.low)))
-    rooms = _hand_out(room, ties, jnp.array(groups))
+    rooms = _hand_out(counting.subtract(keep, weigh(beyond)), ties, groups, sizes)
     return _masks(leaves, dtype, _key(thresholds, dtype)[jnp.array(groups)], ties, rooms)
 
 
 def _search(
-    leaves: list[jax.Array], keep: Count, groups: tuple[int, ...], dtype: np.dtype
+    leaves: list[jax.Array],
+    keep: Count,
+    groups: tuple[int, ...],
+    weigh: Callable[[Count], Count],
+    dtype: np.dtype,
 ) -> tuple[jax.Array, Count, Count]:
-    """Finds for each group the highest threshold that at least `keep` entries reach.
+    """Finds for each group the highest threshold that entries of at least `keep` weights reach.
 
-    Ends early where exactly `keep` entries do: then no higher threshold matters.
+    Ends early where exactly `keep` weights do: then no higher threshold matters.
 
     Returns:
       The thresholds; for each leaf the number of entries that reach its threshold, and of those
       that reach the next threshold looked at.
     """
-    bits, size, index = jnp.finfo(dtype).bits, len(keep.low), jnp.array(groups)
+    bits, index = jnp.finfo(dtype).bits, jnp.array(groups)
 
     def unsettled(state: Any) -> jax.Array:
         shift, _, reached, _ = state
-        return (shift >= 0) & jnp.any(counting.differ(_by_group(reached, groups, size), keep))
+        return (shift >= 0) & jnp.any(counting.differ(weigh(reached), keep))
 
     def refine(state: Any) -> Any:
         shift, low, reached, beyond = state
@@ -97,9 +126,7 @@ def _search(
                 ]
             ),
         )
-        enough = ~counting.less(
-            _by_group(counts, groups, size), counting.each(lambda n: n[:, None], keep)
-        )
+        enough = ~counting.less(weigh(counts), counting.each(lambda n: n[:, None], keep))
         best = jnp.sum(enough, axis=-1, dtype=jnp.int32)
         columns = counting.each(
             lambda a, b, c: jnp.concatenate([a[:, None], b, c[:, None]], 1), reached, counts, beyond
@@ -118,18 +145,23 @@ def _search(
     return low, reached, beyond
 
 
-def _hand_out(room: Count, ties: Count, index: jax.Array) -> Count:
-    """Gives each leaf what is left of its group's room, up to its own number of ties."""
+def _hand_out(room: Count, ties: Count, groups: tuple[int, ...], sizes: tuple[int, ...]) -> Count:
+    """Gives each leaf of what is left of its group's room what its ties can use."""
+    plain = all(s == 1 for s in sizes)
 
-    def give(room: Count, leaf: tuple[jax.Array, Count]) -> tuple[Count, Count]:
-        g, tied = leaf
+    def give(room: Count, leaf: tuple[jax.Array, Count, Count, Count]) -> tuple[Count, Count]:
+        g, tied, wanted, size = leaf
         left = counting.at(room, g)
-        share = counting.each(lambda a, b: jnp.where(counting.less(left, tied), a, b), left, tied)
-        return counting.each(
-            lambda n, m: n.at[g].set(m), room, counting.subtract(left, share)
-        ), share
+        short = counting.less(left, wanted)
+        some = short & ~counting.less(left, size)  # of few leaves, and a division is long
+        held = left if plain else _if(some, lambda: counting.divide(left, size))
+        share = _where(short, held, tied)
+        used = share if plain else counting.times(share, size)
+        rest = counting.subtract(left, used)
+        return counting.each(lambda n, m: n.at[g].set(m), room, rest), share
 
-    return lax.scan(give, room, (index, ties))[1]
+    leaves = jnp.array(groups), ties, counting.scale(ties, sizes), counting.constants(sizes)
+    return lax.scan(give, room, leaves)[1]
 
 
 def _masks(
@@ -250,6 +282,10 @@ def _if(needed: jax.Array, make: Callable[[], Count]) -> Count:
     zero = (needed & False).astype(jnp.uint32)  # varies inside shard_map where `needed` does
     none = lambda: counting.each(lambda n: jnp.broadcast_to(zero, n.shape), jax.eval_shape(make))
     return lax.cond(needed, make, none)
+
+
+def _where(condition: jax.Array, a: Count, b: Count) -> Count:
+    return counting.each(lambda n, m: jnp.where(condition, n, m), a, b)
 
 
 def _vary(x: jax.Array, leaves: Sequence[jax.Array]) -> jax.Array:

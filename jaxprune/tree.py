@@ -1,7 +1,8 @@
 """Pytrees of parameters: paths, which leaves are prunable, a map that knows `None`."""
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+import fnmatch
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,9 @@ Predicate: TypeAlias = Callable[[str, jax.Array], bool]
 """Whether the leaf at a path may be pruned."""
 
 
+T = TypeVar('T')
+
+
 def is_none(x: Any) -> bool:
     """Tells whether x is `None`: the `is_leaf` of every walk over scores or masks."""
     return x is None
@@ -30,9 +34,21 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Lists `(path, leaf)` in the order of the tree, `None` leaves included."""
+    """Lists `(path, leaf)` in the order of the tree, `None` leaves included.
+
+    Raises `ValueError` where two leaves have one path, as when a key holds a slash.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
-    return [(path_name(path), leaf) for path, leaf in leaves]
+    named = [(path_name(path), leaf) for path, leaf in leaves]
+    if len({path for path, _ in named}) < len(named):
+        twice = next(path for path, _ in named if [p for p, _ in named].count(path) > 1)
+        raise ValueError(f"two leaves have the path {twice!r}: use no keys that hold '/'")
+    return named
+
+
+def present(tree: Any) -> list[tuple[str, Any]]:
+    """Lists `(path, leaf)` without the `None` leaves."""
+    return [(path, leaf) for path, leaf in named_leaves(tree) if leaf is not None]
 
 
 def prunable(path: str, leaf: jax.Array) -> bool:
@@ -45,6 +61,34 @@ def covered_by(masks: Masks) -> Predicate:
     """Makes the predicate that accepts the leaves which masks cover."""
     covered = {path for path, mask in named_leaves(masks) if mask is not None}
     return lambda path, leaf: path in covered
+
+
+def by_path(rules: Mapping[str, T], paths: Collection[str]) -> dict[str, T]:
+    """Finds what rules say of each path.
+
+    Args:
+      rules: by path, or by a pattern in which `*` stands for anything, `/` included; a path itself
+        wins over patterns.
+      paths: of the leaves that the rules are for.
+
+    Returns:
+      The value of each path that a rule matches.
+
+    Raises:
+      ValueError: a rule that matches no path; patterns that give one path different values.
+    """
+    found: dict[str, T] = {path: rules[path] for path in paths if path in rules}
+    for rule, value in rules.items():
+        matched = [path for path in paths if fnmatch.fnmatchcase(path, rule)]
+        if rule not in paths and not matched:
+            raise ValueError(f'the rule {rule!r} matches no leaf among {sorted(paths)}')
+        for path in matched:
+            if path not in rules and found.setdefault(path, value) != value:
+                raise ValueError(
+                    f'rules contradict each other at leaf {path!r}: {found[path]} and, by '
+                    f'{rule!r}, {value}; name the leaf itself, which wins'
+                )
+    return found
 
 
 def map_prunable(
@@ -61,7 +105,7 @@ def map_prunable(
       A tree of the structure of `params` whose other leaves are `None`.
 
     Raises:
-      ValueError: no leaf is prunable.
+      ValueError: no leaf is prunable; `where` accepts a leaf that is not floating-point.
     """
     found = False
 
@@ -70,6 +114,11 @@ def map_prunable(
         path = path_name(key_path)
         if leaf is None or not where(path, leaf):
             return None
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f'leaf {path!r} is {jnp.result_type(leaf)} and cannot be pruned: choose '
+                'floating-point leaves with where=lambda path, leaf: ...'
+            )
         found = True
         return f(path, leaf)
 
@@ -92,7 +141,7 @@ def check_like(masks: Any, params: Any, *, like: str = 'params') -> None:
     """Raises unless `masks` has the structure of `params` and each mask its leaf's shape.
 
     Args:
-      masks: tree to check; `None` leaves match anything.
+      masks: tree to check; `None` matches any leaf, or a whole branch.
       params: tree it must be like; where this has `None`, so must `masks`.
       like: name of the second tree in the message.
 
@@ -100,9 +149,14 @@ def check_like(masks: Any, params: Any, *, like: str = 'params') -> None:
       ValueError: the first path that is missing, superfluous, or of another shape.
     """
     found, expected = dict(named_leaves(masks)), dict(named_leaves(params))
+    branches = [path for path, leaf in found.items() if leaf is None and path not in expected]
     for path in expected.keys() - found.keys():
+        if any(_is_under(path, branch) for branch in branches):
+            continue
         raise ValueError(f'masks have no leaf {path!r}, which {like} have')
     for path in found.keys() - expected.keys():
+        if path in branches and any(_is_under(other, path) for other in expected):
+            continue
         raise ValueError(f'masks have a leaf {path!r}, which {like} do not have')
     for path, leaf in found.items():
         if leaf is None:
@@ -131,9 +185,15 @@ def check_masks(masks: Masks, params: Params) -> None:
 
 
 def in_structure_of(masks: Masks, params: Params) -> Masks:
-    """Rebuilds masks with the containers of `params`, whose paths they share."""
-    structure = jax.tree.structure(params, is_leaf=is_none)
-    return jax.tree.unflatten(structure, jax.tree.leaves(masks, is_leaf=is_none))
+    """Rebuilds masks with the containers and leaves of `params`, which they are like."""
+    given = dict(named_leaves(masks))
+    return jax.tree.map_with_path(
+        lambda path, _: given.get(path_name(path)), params, is_leaf=is_none
+    )
+
+
+def _is_under(path: str, branch: str) -> bool:
+    return not branch or path.startswith(f'{branch}/')
 
 
 def _shorten(shapes: dict[str, Any], limit: int = 8) -> str:

@@ -208,7 +208,11 @@ def test_set_masks_refuses_other_masks(masks, message):
 
 @pytest.mark.parametrize(
     ('tx', 'found'),
-    [(optax.adam(0.1), 0), (optax.chain(jp.pruned(optax.sgd(0.1)), jp.pruned(optax.sgd(0.1))), 2)],
+    [
+        (optax.adam(0.1), 'none'),
+        (optax.chain(jp.pruned(optax.sgd(0.1)), jp.pruned(optax.sgd(0.1))), 'two with masks for'),
+        (jp.pruned(jp.pruned(optax.sgd(0.1))), 'one inside another'),
+    ],
 )
 def test_none_or_two_wrappers_are_an_error(tx, found):
     with pytest.raises(ValueError, match=f'expected one PrunedState .* found {found}'):

@@ -84,6 +84,134 @@ def test_equal_entries_are_taken_in_order(value):
         assert flat[:keep].all() and not flat[keep:].any()
 
 
+def by_weight(leaves, keeps, groups, sizes):
+    """Slow truth for entries of several weights: score by score from the highest."""
+    masks = [np.zeros(leaf.shape, bool) for leaf in leaves]
+    values = [np.asarray(leaf).astype(np.float64).ravel() + 0.0 for leaf in leaves]
+    for g, keep in enumerate(keeps):
+        room = keep
+        mine = [i for i, h in enumerate(groups) if h == g]
+        for score in sorted({v for i in mine for v in values[i]}, reverse=True):
+            tied = {i: [j for j, v in enumerate(values[i]) if v == score] for i in mine}
+            fits = sum(len(js) * sizes[i] for i, js in tied.items()) <= room
+            for i, js in tied.items():
+                marked = js if fits else js[: room // sizes[i]]
+                masks[i].reshape(-1)[marked] = True
+                room -= len(marked) * sizes[i]
+            if not fits:
+                break
+    return masks
+
+
+def weights(leaves, groups, sizes):
+    """The number of weights in each group."""
+    totals = [0] * (max(groups) + 1)
+    for leaf, g, size in zip(leaves, groups, sizes, strict=True):
+        totals[g] += leaf.size * size
+    return totals
+
+
+WEIGHTS = [
+    (1,) * 6,
+    (4,) * 6,
+    (1, 2, 3, 4, 5, 6),
+    (9, 1, 100, 7, 64, 2),
+    (2**17 + 3, 5, 1, 2**20, 70_000, 2**16),
+    (2**33, 2**33, 2**34, 1, 2**35, 2**33),
+    (2**33 + 1, 3, 2**40 + 7, 1, 2**45 + 2**31, 2**32 - 1),
+]
+
+
+@pytest.mark.parametrize('sizes', WEIGHTS, ids=str)
+@pytest.mark.parametrize('ties', [False, True])
+@pytest.mark.parametrize('groups', [(0,) * 6, tuple(range(6)), (0, 1, 0, 1, 1, 0)])
+def test_entries_of_several_weights_against_loops(sizes, ties, groups):
+    rng = np.random.default_rng(0)
+    for seed in range(2):
+        leaves = random_leaves(seed, None, ties=ties)
+        totals = weights(leaves, groups, sizes)
+        shares = [0, 1, *rng.random(6)]
+        for keeps in ([min(n, int(share * n)) for n in totals] for share in shares):
+            masks = select.top(leaves, [counting.from_int(k) for k in keeps], groups, sizes)
+            truth = by_weight(leaves, keeps, groups, sizes)
+            for mask, expected in zip(masks, truth, strict=True):
+                np.testing.assert_array_equal(mask, expected)
+            marked = weights_of(masks, groups, sizes)
+            assert all(m <= k for m, k in zip(marked, keeps, strict=True))
+            if len(set(sizes)) == 1:
+                assert marked == [k - k % sizes[0] for k in keeps]
+
+
+def weights_of(masks, groups, sizes):
+    """The number of marked weights in each group."""
+    totals = [0] * (max(groups) + 1)
+    for mask, g, size in zip(masks, groups, sizes, strict=True):
+        totals[g] += int(np.sum(mask)) * size
+    return totals
+
+
+def test_entries_of_several_weights_by_hand():
+    leaves = [jnp.array([3.0, 1.0, 1.0]), jnp.array([2.0, 1.0]), jnp.array([1.0, 1.0, 9.0])]
+    at = lambda keep: [
+        m.tolist() for m in select.top(leaves, [counting.from_int(keep)], (0, 0, 0), (4, 3, 1))
+    ]
+    assert at(0) == [[False] * 3, [False] * 2, [False] * 3]
+    assert at(4) == [[False] * 3, [False] * 2, [False, False, True]]  # 3.0 takes 4, 3 are left
+    assert at(7) == [[True, False, False], [False] * 2, [False, False, True]]
+    assert at(11) == [[True, False, False], [True, True], [False, False, True]]  # 4 do not fit
+    assert at(12) == [[True, True, False], [True, False], [False, False, True]]
+    assert at(13) == [[True, True, False], [True, False], [True, False, True]]
+    assert at(15) == [[True, True, False], [True, True], [False, False, True]]
+    assert at(20) == [[True, True, True], [True, True], [True, False, True]]
+    assert at(21) == [[True] * 3, [True] * 2, [True] * 3]
+
+
+def test_entries_of_several_weights_traced_batched_and_sharded():
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('x', 'y'))
+    shapes, sizes, groups = [(16, 32), (64, 8), (8, 8)], (7, 2**33, 2), (0, 0, 1)
+    replicates = [random_leaves(seed, jnp.float32, ties=True, shapes=shapes) for seed in range(3)]
+    totals = weights(replicates[0], groups, sizes)
+    keeps = [[int(share * n) for n in totals] for share in (0.001, 0.3, 0.9)]
+    counts = [
+        jax.tree.map(lambda *n: jnp.stack(n), *[counting.from_int(k[g]) for k in keeps])
+        for g in range(2)
+    ]
+    run = jax.jit(functools.partial(select.top, groups=groups, sizes=sizes))
+    sharded = jax.jit(functools.partial(select.top, groups=groups, sizes=sizes))
+    batched = jax.jit(jax.vmap(lambda x, k: select.top(x, k, groups, sizes)))
+    together = batched(jax.tree.map(lambda *x: jnp.stack(x), *replicates), counts)
+    for r, (leaves, keep) in enumerate(zip(replicates, keeps, strict=True)):
+        count = jax.tree.map(lambda n, r=r: n[r], counts)
+        split = jax.device_put(leaves, NamedSharding(mesh, PartitionSpec('y', 'x')))
+        found = zip(run(leaves, count), sharded(split, count), together, strict=True)
+        for (a, b, c), truth in zip(found, by_weight(leaves, keep, groups, sizes), strict=True):
+            np.testing.assert_array_equal(a, truth)
+            np.testing.assert_array_equal(b, truth)
+            np.testing.assert_array_equal(c[r], truth)
+    assert run._cache_size() == sharded._cache_size() == batched._cache_size() == 1
+    device = Mesh(np.array(jax.devices()), ('d',))
+    x = jnp.round(jnp.asarray(np.random.default_rng(0).standard_normal((8, 5, 9)), jnp.float32))
+    own = lambda x: select.top([x[0], x[1]], [counting.from_int(31)], (0, 0), (3, 2))
+    rule = PartitionSpec('d')
+    mapped = jax.shard_map(
+        lambda x: jnp.stack(own(x[0]))[None], mesh=device, in_specs=rule, out_specs=rule
+    )
+    for masks, leaves in zip(jax.jit(mapped)(x), x, strict=True):
+        for mask, truth in zip(masks, by_weight(leaves[:2], [31], (0, 0), (3, 2)), strict=True):
+            np.testing.assert_array_equal(mask, truth)
+
+
+def test_sizes_of_one_change_nothing():
+    leaves = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((30, 40), (7,))]
+    texts = [
+        jax.jit(functools.partial(select.top, groups=(0, 0), sizes=sizes))
+        .lower(leaves, [counting.from_int(1)])
+        .as_text()
+        for sizes in (None, (1, 1))
+    ]
+    assert texts[0] == texts[1]
+
+
 def test_zeros_of_both_signs_are_equal():
     leaves = [jnp.array([-0.0, 0.0, -0.0]), jnp.array([0.0, -1.0, 1.0])]
     for keep in range(7):
@@ -287,6 +415,29 @@ def test_counts_are_exact(a):
         assert bool(counting.differ(x, y)) == (a != b)
 
 
+def test_products_and_quotients_are_exact():
+    rng = np.random.default_rng(0)
+    wide = lambda n: [
+        int(x) >> int(s)
+        for x, s in zip(rng.integers(0, 2**64, n, np.uint64), rng.integers(0, 64, n), strict=True)
+    ]
+    a, b = wide(2000), wide(2000)
+    a, b = [2**64 - 1, 2**64 - 1, 2**64 - 2, 0, 5, *a], [1, 2**64 - 1, 2**64 - 1, 3, 5, *b]
+    counts = counting.constants(a)
+    products = counting.scale(counts, b)
+    divisors = [max(n, 1) for n in b]
+    quotients = jax.vmap(counting.divide)(counts, counting.constants(divisors))
+    for i, (n, f, d) in enumerate(zip(a, b, divisors, strict=True)):
+        assert counting.to_int(counting.at(products, i)) == n * f % 2**64
+        assert counting.to_int(counting.at(quotients, i)) == n // d
+    rows = counting.each(lambda n: n[:6].reshape(2, 3), counts)
+    scaled = counting.scale(rows, (3, 2**33 + 1))
+    expected = [n * f % 2**64 for n, f in zip(a[:6], [3] * 3 + [2**33 + 1] * 3, strict=True)]
+    for i, n in enumerate(expected):
+        assert counting.to_int(counting.at(scaled, divmod(i, 3))) == n
+    assert counting.scale(rows, (1, 1)) is rows
+
+
 def test_counts_add_up_by_group():
     counts = counting.stack([counting.from_int(n) for n in NUMBERS])
     groups = tuple(i % 2 for i in range(len(NUMBERS)))
@@ -333,3 +484,10 @@ def test_errors():
         select.top([jnp.ones(2)] * 2, [counting.from_int(1)], (0,))
     with pytest.raises(ValueError, match=r'groups are \[0, 1\], expected an index in \[0, 1\)'):
         select.top([jnp.ones(2)] * 2, [counting.from_int(1)], (0, 1))
+    for sizes in ((1,), (1, 0), (2, -1), (1, 2.0), (1, np.float32(2))):
+        with pytest.raises(
+            ValueError, match=r'sizes are \[.*\], expected an integer of at least 1'
+        ):
+            select.top([jnp.ones(2)] * 2, [counting.from_int(1)], (0, 0), sizes)
+    with pytest.raises(ValueError, match='a count is 18446744073709551616'):
+        select.top([jnp.ones(2)] * 2, [counting.from_int(1)], (0, 0), (2**62, 2**63 - 2**62))

@@ -1,0 +1,223 @@
+"""Budgets: how many weights each leaf keeps, or a group of leaves together."""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import counting, tree
+from jaxprune.counting import Count
+
+Density: TypeAlias = float | jax.Array
+Keep: TypeAlias = int | Count
+
+
+class Budget(NamedTuple):
+    """How many weights each group of leaves keeps; a leaf alone is a group of one."""
+
+    keeps: Sequence[Keep]
+    """Weights to keep, a group; Python integers unless traced."""
+    groups: Sequence[int]
+    """For each leaf the index of its group."""
+
+
+def together(
+    sizes: Mapping[str, int],
+    density: Density,
+    rules: Mapping[str, float] | None,
+    progress: Density,
+) -> Budget:
+    """Lets leaves share a budget, but for those that rules give their own.
+
+    Args:
+      sizes: weights of each leaf by path.
+      density: share of all weights that stays, in (0, 1].
+      rules: densities of single leaves, which win.
+      progress: share of the way from dense to these densities, in [0, 1].
+
+    Returns:
+      The budget; its first groups are the leaves with rules, its last one all the others.
+
+    Raises:
+      ValueError: as `uniform`.
+    """
+    fixed = fixed_by(sizes, rules)
+    total = sum(sizes.values())
+    paths = list(fixed)
+    others = {path: size for path, size in sizes.items() if path not in fixed}
+    keep: Keep
+    if _is_traced(density):
+        if fixed:
+            raise ValueError('rules need a density that is a number, not traced: give progress')
+        keep = counting.share(density, total)
+    else:
+        keep = rest(whole(density, total, 'the tree'), fixed, others)
+    keeps = [_on_the_way(keep, size, progress) for path, (keep, size) in fixed.items()]
+    if others:
+        keeps.append(_on_the_way(keep, sum(others.values()), progress))
+    return Budget(keeps, [paths.index(path) if path in fixed else len(fixed) for path in sizes])
+
+
+def apart(
+    sizes: Mapping[str, int], density: Density | Mapping[str, float], progress: Density
+) -> Budget:
+    """Gives each leaf its own budget.
+
+    Args:
+      sizes: weights of each leaf by path.
+      density: share of each leaf that stays, in (0, 1], or such shares by path or pattern.
+      progress: share of the way from dense to these densities, in [0, 1].
+
+    Returns:
+      The budget; group i is leaf i.
+
+    Raises:
+      ValueError: a density outside (0, 1], or that keeps nothing; a leaf without one.
+    """
+    densities: dict[str, Density]
+    if isinstance(density, Mapping):
+        densities = dict(tree.by_path(density, sizes))
+        for path in sizes:
+            if path not in densities:
+                raise ValueError(f'no density is given for leaf {path!r}: add it, or a pattern')
+    else:
+        densities = dict.fromkeys(sizes, density)
+    keeps = [
+        counting.share(densities[path], size)
+        if _is_traced(densities[path])
+        else whole(densities[path], size, f'leaf {path!r}')
+        for path, size in sizes.items()
+    ]
+    return Budget(
+        [_on_the_way(keep, n, progress) for keep, n in zip(keeps, sizes.values(), strict=True)],
+        list(range(len(sizes))),
+    )
+
+
+def whole(density: Density, total: int, where: str) -> int:
+    """Rounds density · total to a whole number of weights, halves to even.
+
+    Args:
+      density: share that stays, in (0, 1].
+      total: number of weights.
+      where: whose weights they are, for the message.
+
+    Returns:
+      Weights to keep, at least 1.
+
+    Raises:
+      ValueError: a density outside (0, 1], or so small that nothing stays.
+    """
+    check_density(density)
+    keep = round(float(density) * total)
+    if keep == 0:
+        raise ValueError(
+            f'density {density} keeps none of the {total} weights of {where}: '
+            f'ask for at least {1 / max(total, 1):.3g}'
+        )
+    return keep
+
+
+def check_room(budget: Budget, needed: Mapping[str, int], why: str) -> None:
+    """Raises unless each group's budget holds what its leaves need.
+
+    Args:
+      budget: weights to keep; those that are traced pass.
+      needed: weights by the path of each leaf.
+      why: what needs them, and the remedy, for the message.
+
+    Raises:
+      ValueError: a group that needs more than its budget.
+    """
+    for group, keep in enumerate(budget.keeps):
+        members = {
+            p: n for (p, n), g in zip(needed.items(), budget.groups, strict=True) if g == group
+        }
+        if isinstance(keep, int) and sum(members.values()) > keep:
+            where = (
+                f'leaf {next(iter(members))!r}' if len(members) == 1 else f'{len(members)} leaves'
+            )
+            raise ValueError(
+                f'the density asks for {keep} weights of {where}, fewer than the '
+                f'{sum(members.values())} {why}'
+            )
+
+
+def without(budget: Budget, always: Mapping[str, int]) -> list[Count]:
+    """Takes from each group's budget what stays whatever is chosen; none is left of one too small.
+
+    Args:
+      budget: weights to keep.
+      always: for each leaf by path, weights that stay anyway.
+
+    Returns:
+      For each group the weights left to choose.
+    """
+    left = []
+    for group, keep in enumerate(budget.keeps):
+        stay = sum(n for n, g in zip(always.values(), budget.groups, strict=True) if g == group)
+        if isinstance(keep, int):
+            left.append(counting.from_int(max(keep - stay, 0)))
+        else:
+            left.append(_at_least_none(keep, counting.from_int(stay)))
+    return left
+
+
+def check_density(density: Density) -> None:
+    """Raises `ValueError` unless a density is a number in (0, 1]."""
+    if isinstance(density, str) or np.ndim(density) or not 0 < float(density) <= 1:
+        raise ValueError(f'density must be a number in (0, 1], got {density!r}')
+
+
+def _at_least_none(keep: Count, firm: Count) -> Count:
+    """Subtracts; 0 where a traced budget, which cannot be refused, is too small."""
+    short = counting.less(keep, firm)
+    return counting.each(
+        lambda n: jnp.where(short, jnp.uint32(0), n), counting.subtract(keep, firm)
+    )
+
+
+def fixed_by(
+    sizes: Mapping[str, int], rules: Mapping[str, float] | None
+) -> dict[str, tuple[int, int]]:
+    """Weights to keep, and size, of each leaf that has a rule."""
+    found = tree.by_path(rules or {}, sizes)
+    return {
+        path: (whole(found[path], sizes[path], f'leaf {path!r}'), sizes[path])
+        for path in sizes
+        if path in found
+    }
+
+
+def rest(keep: int, fixed: Mapping[str, tuple[int, int]], others: Mapping[str, int]) -> int:
+    """What of a budget is left to the leaves without a rule."""
+    taken, room = sum(count for count, _ in fixed.values()), sum(others.values())
+    if not 0 <= keep - taken <= room or (others and keep == taken):
+        raise ValueError(
+            f'the density asks for {keep} weights in all, of which the rules keep {taken}: the '
+            f'{keep - taken} that are left do not suit the {len(others)} leaves without a rule, '
+            f'which have {room}; change the density or the rules'
+        )
+    return keep - taken
+
+
+def _on_the_way(keep: Keep, total: int, progress: Density) -> Keep:
+    """The weights kept when a share of those to be pruned is: all of them at 0, `keep` at 1."""
+    if not _is_traced(progress):
+        if isinstance(progress, str) or np.ndim(progress) or not 0 <= float(progress) <= 1:
+            raise ValueError(f'progress must be a number in [0, 1], got {progress!r}')
+        if float(progress) == 1:
+            return keep
+    if not isinstance(keep, int):
+        raise ValueError('with progress, the density must be a number, not traced')
+    if not _is_traced(progress):
+        return total - round(Fraction(float(np.float32(progress))) * (total - keep))
+    pruned = counting.share(progress, total - keep)
+    return counting.subtract(counting.from_int(total), pruned)
+
+
+def _is_traced(value: object) -> bool:
+    return isinstance(value, jax.core.Tracer)

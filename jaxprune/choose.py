@@ -1,0 +1,130 @@
+"""Choosing in a whole tree: the units of the highest scores, within a budget."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import budgets, counting, patterns, select, tree
+from jaxprune.budgets import Budget
+from jaxprune.patterns import Pattern, Units
+from jaxprune.tree import Masks, Scores
+
+
+def top(
+    scores: Scores,
+    budget: Budget,
+    masks: Masks | None = None,
+    *,
+    pattern: Pattern | Mapping[str, Pattern] = patterns.unstructured,
+    floor: float = 0.0,
+) -> Masks:
+    """Keeps the highest scores within the budget of each group of leaves, and checks no values.
+
+    What `masks.global_top` and `masks.leaf_top` are made of, for methods with counts of their own.
+
+    Args:
+      scores: higher stays, infinite ones too; a floating-point tree without NaN, `None` where not
+        prunable.
+      budget: weights to keep, which may be traced, a group of leaves.
+      masks: booleans; where given, only weights that they keep can stay.
+      pattern: what stays or goes together, for all leaves or by path.
+      floor: share of each leaf that stays at least, rounded up.
+
+    Returns:
+      A boolean tree of the structure of `scores`.
+
+    Raises:
+      ValueError: a budget above what `masks` keep or below what must stay; a pattern that does not
+        fit.
+    """
+    if masks is not None:
+        scores = _exclude(scores, masks)
+        _check_room(budget, tree.present(masks))
+    named = tree.present(scores)
+    rules = pattern if isinstance(pattern, Mapping) else {'*': pattern}
+    ways = tree.by_path(rules, dict(named))
+    units = {path: ways.get(path, patterns.unstructured)(path, leaf) for path, leaf in named}
+    always = {path: unit.always for path, unit in units.items()}
+    budgets.check_room(budget, always, 'that n of m always keeps: ask for more')
+    if floor:
+        least = _at_least(floor, sizes(scores), units)
+        budgets.check_room(budget, least, f'that a floor of {floor} keeps: lower it')
+        firm = _select(units, Budget([*least.values()], range(len(least))), always)
+        units = {path: _firmly(units[path], mask) for path, mask in firm.items()}
+    chosen = _select(units, budget, always)
+    kept = [unit.spread(chosen[path]) for path, unit in units.items()]
+    if masks is not None:  # a traced count may exceed what they keep
+        kept = [new & old for new, (_, old) in zip(kept, tree.present(masks), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(scores), kept)
+
+
+def sizes(scores: Scores) -> dict[str, int]:
+    """Counts the weights of each leaf that has scores, by its path."""
+    return {path: leaf.size for path, leaf in tree.present(scores)}
+
+
+def _exclude(scores: Scores, masks: Masks) -> Scores:
+    tree.check_masks(masks, scores)
+    covered = dict(tree.present(masks))
+    for path, _ in tree.present(scores):
+        if path not in covered:
+            raise ValueError(f'masks are None at {path!r}, where there are scores')
+    return tree.map_masked(
+        # what is pruned ranks below all that is not, -inf included
+        lambda s, m: None if s is None else _below(s, m),
+        scores,
+        masks,
+    )
+
+
+def _below(score: jax.Array, mask: jax.Array) -> jax.Array:
+    lowest = jnp.full_like(score, jnp.finfo(score.dtype).min)
+    return jnp.where(mask, jnp.maximum(score, lowest), jnp.full_like(score, -jnp.inf))
+
+
+def _at_least(floor: float, sizes: Mapping[str, int], units: Mapping[str, Units]) -> dict[str, int]:
+    """Weights that each leaf keeps at least, in whole units."""
+    if isinstance(floor, str) or not 0 <= floor < 1:
+        raise ValueError(f'floor must be a number in [0, 1), got {floor!r}')
+    least = {}
+    for path, unit in units.items():
+        chosen = max(math.ceil(floor * sizes[path]) - unit.always, 0)
+        least[path] = unit.always + math.ceil(chosen / unit.size) * unit.size
+    return least
+
+
+def _select(
+    units: Mapping[str, Units], budget: Budget, always: Mapping[str, int]
+) -> dict[str, jax.Array]:
+    chosen = select.top(
+        [unit.scores for unit in units.values()],
+        budgets.without(budget, always),
+        budget.groups,
+        [unit.size for unit in units.values()],
+    )
+    return dict(zip(units, chosen, strict=True))
+
+
+def _firmly(unit: Units, mask: jax.Array) -> Units:
+    """The unit with scores that stay before all others where the mask is True."""
+    return unit._replace(scores=jnp.where(mask, jnp.full_like(unit.scores, jnp.inf), unit.scores))
+
+
+def _check_room(budget: Budget, named: list[tuple[str, jax.Array]]) -> None:
+    for group, keep in enumerate(budget.keeps):
+        members = [each for each, g in zip(named, budget.groups, strict=True) if g == group]
+        left = counting.count([mask for _, mask in members])
+        if (
+            not isinstance(keep, int)
+            or isinstance(left.low, jax.core.Tracer)
+            or keep <= counting.to_int(left)
+        ):
+            continue
+        where = f'leaf {members[0][0]!r}' if len(members) == 1 else 'the tree'
+        raise ValueError(
+            f'the density asks for {keep} weights of {where}, of which the given '
+            f'masks keep only {counting.to_int(left)}: a density is relative to all prunable '
+            'weights'
+        )

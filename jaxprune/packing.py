@@ -1,0 +1,118 @@
+"""Masks at one bit a weight."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.tree import Masks
+
+BYTE = 8
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=['bits'], meta_fields=['axis', 'length']
+)
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A boolean array at one bit an entry: bit b of byte r on its axis is entry 8 r + b."""
+
+    bits: jax.Array
+    """uint8, of the shape of the array but ceil(length / 8) on the packed axis."""
+    axis: int
+    """The packed axis, counted from the last one, so that axes put in front change nothing."""
+    length: int
+    """Entries on the packed axis."""
+
+
+def pack(masks: Masks) -> Masks:
+    """Packs masks to one bit a weight.
+
+    Neighbours on the axis before the last share a byte, or on another axis where this one would
+    leave more bits unused; the last axis stays as it is, for vectors of the processor.
+
+    Args:
+      masks: booleans, `None` where not prunable; what is already packed stays so.
+
+    Returns:
+      The tree with a `Packed` for each mask, laid out over devices as it was.
+    """
+    return jax.tree.map(lambda m: m if _is_leaf(m) else _pack(m), masks, is_leaf=_is_leaf)
+
+
+def unpack(masks: Masks) -> Masks:
+    """Unpacks masks to booleans; in a jitted step no boolean mask need ever lie in memory.
+
+    Args:
+      masks: what `pack` made; what is not packed stays as it is.
+
+    Returns:
+      The tree with booleans.
+    """
+    return jax.tree.map(
+        lambda m: _unpack(m) if isinstance(m, Packed) else m, masks, is_leaf=_is_leaf
+    )
+
+
+def is_packed(masks: Masks) -> bool:
+    """Tells whether any mask of a tree is packed."""
+    return any(isinstance(m, Packed) for m in jax.tree.leaves(masks, is_leaf=_is_leaf))
+
+
+def pack_like(masks: Masks, other: Masks) -> Masks:
+    """Packs masks where those of another tree of the same structure are packed."""
+    return jax.tree.map(
+        lambda o, m: _pack(m) if isinstance(o, Packed) and m is not None else m,
+        other,
+        masks,
+        is_leaf=_is_leaf,
+    )
+
+
+def _is_leaf(x: Any) -> bool:
+    return x is None or isinstance(x, Packed)
+
+
+def _pack(mask: jax.Array) -> Packed | jax.Array:
+    if not mask.ndim:
+        return mask  # a scalar
+    axis = _axis(mask.shape)
+    length = mask.shape[axis]
+    padding = [(0, 0)] * mask.ndim
+    padding[axis] = (0, -length % BYTE)
+    bytes_ = _split(jnp.pad(mask, padding), axis)
+    weights = _bits(bytes_.ndim, axis)
+    bits = jnp.sum(jnp.where(bytes_, weights, jnp.uint8(0)), axis, dtype=jnp.uint8)
+    return Packed(bits, axis, length)
+
+
+def _unpack(packed: Packed) -> jax.Array:
+    axis = packed.axis
+    bits = jnp.expand_dims(packed.bits, axis)
+    ones = bits & _bits(bits.ndim, axis) != 0
+    shape = list(packed.bits.shape)
+    shape[axis] *= BYTE
+    return jax.lax.slice_in_dim(ones.reshape(shape), 0, packed.length, axis=len(shape) + axis)
+
+
+def _axis(shape: tuple[int, ...]) -> int:
+    """The axis that leaves the fewest bits unused; of equals the last but one, then the last."""
+    order = sorted(range(-len(shape), 0), key=lambda axis: (axis != -2, -axis))
+    padded = lambda axis: math.ceil(shape[axis] / BYTE) * math.prod(shape) // max(shape[axis], 1)
+    return min(order, key=padded)
+
+
+def _split(mask: jax.Array, axis: int) -> jax.Array:
+    """Splits the axis in bytes and their bits; the bits are on `axis` of the result."""
+    shape = list(mask.shape)
+    shape[axis : axis + 1 or None] = [shape[axis] // BYTE, BYTE]
+    return mask.reshape(shape)
+
+
+def _bits(ndim: int, axis: int) -> jax.Array:
+    """The eight powers of two, on an axis."""
+    powers = jnp.uint8(1) << jnp.arange(BYTE, dtype=jnp.uint8)
+    return powers.reshape([BYTE if i == ndim + axis else 1 for i in range(ndim)])
