@@ -42,6 +42,8 @@ CASES = {
     'by leaf, 50 leaves, bfloat16': (jp.masks.leaf_top, equal_shapes, jnp.bfloat16),
     'mixed, 160 leaves, float32': (jp.masks.global_top, mixed_shapes, jnp.float32),
     'mixed, 160 leaves, bfloat16': (jp.masks.global_top, mixed_shapes, jnp.bfloat16),
+    'mixed, by leaf, float32': (jp.masks.leaf_top, mixed_shapes, jnp.float32),
+    'mixed, by leaf, bfloat16': (jp.masks.leaf_top, mixed_shapes, jnp.bfloat16),
 }
 
 

@@ -94,7 +94,10 @@ def tally(*bits: jax.Array) -> Count:
     """Counts each of several boolean arrays of one shape, in one pass; a Count of shape (n,)."""
     if not bits[0].ndim:
         bits = tuple(b[None] for b in bits)
-    return _tally_over(0)(*bits)
+    if bits[0].size >= LARGE:
+        return _tally_over(0)(*bits)
+    # XLA for TPUs compiles no partitioning by hand, and fuses sums and divides them by itself
+    return lax.platform_dependent(*bits, tpu=_tally_plainly, default=_tally_over(0))
 
 
 def sum_by(counts: Count, reduce: Callable[[jax.Array], jax.Array]) -> Count:
@@ -223,6 +226,11 @@ def _tally_over(batch: int) -> Callable[..., Count]:
         return counts, jax.tree.map(lambda _: True, counts)
 
     return batchable
+
+
+def _tally_plainly(*bits: jax.Array) -> Count:
+    low = jnp.stack([jnp.sum(b, dtype=jnp.uint32) for b in bits])
+    return Count(jnp.zeros_like(low), low)
 
 
 def _tally_locally(bits: Sequence[jax.Array], batch: int) -> Count:

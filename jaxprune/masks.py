@@ -162,7 +162,9 @@ def iterated(
         raise ValueError(f'rounds must be at least 1, got {rounds}')
     budgets.check_density(density)
     masks = tree.map_masked(
-        lambda s: s if s is None else jnp.ones(s.shape, bool), jax.eval_shape(score, params)
+        lambda s, w: None if s is None else jnp.ones_like(w, bool),
+        jax.eval_shape(score, params),
+        params,
     )
     steps = jnp.array([density ** (k / rounds) for k in range(1, rounds)], jnp.float32)
     narrow = lambda k, kept: select(score(apply(params, kept)), steps[k], kept)
@@ -187,7 +189,9 @@ def apply(params: Params, masks: Masks) -> Params:
     masks = unpack(masks)
     tree.check_masks(masks, params)
     return tree.map_masked(
-        lambda m, w: w if m is None else jnp.where(m, w, jnp.zeros_like(w)), masks, params
+        lambda m, w: w if m is None else jnp.where(m, w, jnp.zeros_like(w)),
+        tree.in_structure_of(masks, params),
+        params,
     )
 
 
@@ -226,7 +230,11 @@ def _prepare(scores: Scores, masks: Masks | None) -> tuple[Scores, Masks | None]
             )
     scores = jax.tree.map(jnp.asarray, scores)
     _check_finite(tree.present(scores))
-    return scores, unpack(masks)
+    if masks is not None:
+        masks = unpack(masks)
+        tree.check_masks(masks, scores)
+        masks = tree.in_structure_of(masks, scores)
+    return scores, masks
 
 
 def _check_finite(named: list[tuple[str, jax.Array]]) -> None:

@@ -32,6 +32,8 @@ def pruned(
     noise, and also when w was not 0 before. A NaN gradient of a pruned weight does no harm; a
     pruned weight that is itself NaN or infinite is healed by `masks.apply`, as no added update can.
     It goes outermost: what is chained after it, or accumulates steps around it, moves weights too.
+    Where an optimizer evaluates other weights than it trains, as
+    `optax.contrib.schedule_free_eval_params` does, pruned ones return: `masks.apply` them.
 
     Args:
       inner: any optax optimizer; extra arguments of `update` go through to it.
@@ -64,7 +66,7 @@ def pruned(
         if params is None:
             raise ValueError('pruned needs the parameters: call tx.update(grads, state, params)')
         masks = packing.unpack(state.masks)
-        updates = tree.map_masked(_mask_gradient, masks, updates)
+        updates = tree.map_masked(_mask_gradient, _of_gradients(masks), updates)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         updates = tree.map_masked(_land_on_zero, masks, updates, params)
         return updates, PrunedState(state.masks, inner_state)
@@ -133,6 +135,11 @@ def set_masks(opt_state: optax.OptState, masks: Masks) -> optax.OptState:
         return node._replace(masks=packing.pack_like(own, node.masks))
 
     return jax.tree.map(replace, opt_state, is_leaf=_is_pruned)
+
+
+def _of_gradients(masks: Masks) -> Masks:
+    """The masks of what gradients are taken of: of `optax.lookahead`'s two copies, the fast one."""
+    return masks.fast if isinstance(masks, optax.LookaheadParams) else masks
 
 
 def _mask_gradient(mask: Any, gradient: Any) -> Any:

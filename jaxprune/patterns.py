@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Reduce: TypeAlias = Literal['sum', 'max']
+from jaxprune import precision
+
+Reduce: TypeAlias = Literal['sum', 'mean', 'max']
 """How the scores of the weights in a unit become the score of the unit."""
 
 
@@ -52,7 +54,8 @@ def blocks(shape: Sequence[int], *, reduce: Reduce = 'sum') -> Pattern:
 
     Args:
       shape: of a block, over the last axes of a leaf; (1, 4) is four neighbours in a row.
-      reduce: whether the sum or the highest of its scores is the score of a block.
+      reduce: whether the sum, the mean or the highest of its scores is the score of a block; the
+        mean where blocks of several sizes share a budget.
 
     Returns:
       The pattern; it raises `ValueError` for a leaf of fewer axes, or with an axis that the block
@@ -94,8 +97,9 @@ def channels(axis: int = -1, *, reduce: Reduce = 'sum') -> Pattern:
 
     Args:
       axis: of the channels; -1 is the outputs of a kernel, -2 its inputs.
-      reduce: whether the sum or the highest of its scores is the score of a channel; the sum of
-        magnitudes is the L1 norm of Li et al.
+      reduce: whether the sum, the mean or the highest of its scores is the score of a channel. The
+        sum of magnitudes is the L1 norm of Li et al.; over several leaves it favours large
+        channels, the mean does not.
 
     Returns:
       The pattern; it raises `ValueError` for a leaf without that axis.
@@ -174,22 +178,20 @@ def _rank(scores: jax.Array, axis: int) -> jax.Array:
 
 def _reducer(reduce: Reduce) -> Callable[[jax.Array, tuple[int, ...]], jax.Array]:
     """Pools over axes in at least float32; a unit whose weights are all excluded is so itself."""
-    if reduce not in ('sum', 'max'):
-        raise ValueError(f"reduce must be 'sum' or 'max', got {reduce!r}")
+    if reduce not in ('sum', 'mean', 'max'):
+        raise ValueError(f"reduce must be 'sum', 'mean' or 'max', got {reduce!r}")
 
     def pool(scores: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        scores = scores.astype(max(scores.dtype, jnp.dtype(jnp.float32), key=_bits))
+        scores = precision.wide(scores)
         if reduce == 'max':
             return jnp.max(scores, axes)
         left = scores > -jnp.inf
         total = jnp.sum(jnp.where(left, scores, jnp.zeros_like(scores)), axes)
+        if reduce == 'mean':
+            total /= math.prod(scores.shape[axis] for axis in axes)
         return jnp.where(jnp.any(left, axes), total, jnp.full_like(total, -jnp.inf))
 
     return pool
-
-
-def _bits(dtype: np.dtype) -> int:
-    return dtype.itemsize
 
 
 def _axis(axis: int, path: str, shape: tuple[int, ...]) -> int:

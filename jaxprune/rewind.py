@@ -12,11 +12,11 @@ from jaxprune.tree import Masks, Params
 
 # The states in which optax counts the steps of a schedule; other counters, such as Adam's for its
 # bias correction, belong to the optimizer.
+_INJECTED = type(optax.WrappedSchedule(optax.constant_schedule(0.0)).init())
 _SCHEDULES = (
     optax.ScaleByScheduleState,
     optax.InjectHyperparamsState,
-    optax.InjectStatefulHyperparamsState,
-    type(optax.WrappedSchedule(optax.constant_schedule(0.0)).init()),
+    _INJECTED,
     type(optax.add_decayed_weights(optax.constant_schedule(0.0)).init({})),
 )
 
@@ -34,9 +34,11 @@ def rewind_schedule(opt_state: optax.OptState, step: int | jax.Array = 0) -> opt
     """Moves the schedules in an optimizer state to a step; weights and moments go on.
 
     Args:
-      opt_state: any optax state that holds a schedule: `optax.scale_by_schedule` (which every
-        optimizer with a learning-rate schedule chains), `optax.inject_hyperparams`, or scheduled
-        weight decay, at any depth.
+      opt_state: any optax state that holds a schedule: `optax.scale_by_schedule` (which nearly
+        every optimizer with a learning-rate schedule chains), `optax.inject_hyperparams`, or
+        scheduled weight decay, at any depth; the warm-up of `schedule_free` too. D-Adaptation,
+        MADGRAD, MoMo and Prodigy (`optax.contrib`) read a schedule at the counter of their own
+        moments, which stays: inject the schedule into those.
       step: the step of the schedule that the next update will use, from 0; its last steps for a
         shorter retraining, its length for fine-tuning at the last rate.
 
@@ -51,7 +53,9 @@ def rewind_schedule(opt_state: optax.OptState, step: int | jax.Array = 0) -> opt
     if not any(_is_schedule(node) for node in jax.tree.leaves(opt_state, is_leaf=_is_schedule)):
         raise ValueError(
             'there is no schedule in this optimizer state: give the optimizer a schedule '
-            '(optax.piecewise_constant_schedule, ...) as its learning rate'
+            '(optax.piecewise_constant_schedule, ...) as its learning rate; to one that reads it '
+            'at the counter of its moments (MADGRAD, MoMo, Prodigy, D-Adaptation), through '
+            'optax.inject_hyperparams'
         )
     return _move(opt_state, step)
 
@@ -89,16 +93,28 @@ def put_masks(point: Point, masks: Masks) -> Point:
 
 
 def _is_schedule(node: Any) -> bool:
+    if isinstance(node, optax.InjectStatefulHyperparamsState):
+        return any(isinstance(s, _INJECTED) for s in node.hyperparams_states.values())
     return isinstance(node, _SCHEDULES)
+
+
+def _is_averaged(node: Any) -> bool:
+    return isinstance(node, optax.contrib.ScheduleFreeState)
 
 
 def _move(state: Any, step: int | jax.Array) -> Any:
     def visit(node: Any) -> Any:
-        if not _is_schedule(node):
+        if _is_averaged(node):  # it counts from 1
+            count = optax.safe_increment(jnp.int32(step))
+            counter = 'step_count'
+        elif _is_schedule(node):
+            count, counter = jnp.int32(step), 'count'
+        else:
             return node
         fields = node._asdict()
-        count = fields.pop('count')
+        old = fields.pop(counter)  # of NNX, it is wrapped
+        new = jax.tree.map(lambda c: jnp.full_like(c, count), old)
         moved = {name: _move(field, step) for name, field in fields.items()}
-        return node._replace(count=jax.tree.map(lambda c: jnp.full_like(c, step), count), **moved)
+        return node._replace(**moved, **{counter: new})
 
-    return jax.tree.map(visit, state, is_leaf=_is_schedule)
+    return jax.tree.map(visit, state, is_leaf=lambda x: _is_schedule(x) or _is_averaged(x))

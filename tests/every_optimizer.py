@@ -1,6 +1,7 @@
 """Every gradient transformation that optax exports, ready to take steps; and why some are not."""
 
 import inspect
+import typing
 import warnings
 
 import jax
@@ -20,6 +21,10 @@ def deprecated(make):
             return make(*args, **kwargs)
 
     return quiet
+
+
+def as_matrices(params):
+    return jax.tree.map(lambda w: contrib.MuonDimensionNumbers(0, tuple(range(1, w.ndim))), params)
 
 
 def even(step, *_):
@@ -69,7 +74,7 @@ OPTIMIZERS = {
     'lookahead': lambda: optax.lookahead(optax.adam(0.1), 2, 0.5),
     'masked': lambda: optax.masked(optax.adam(0.1), NO_BIAS),
     'monitor': lambda: optax.chain(
-        optax.monitor({'norm': optax.measure_with_ema(optax.global_norm, 0.9)}), optax.adam(0.1)
+        optax.monitor({'norm': optax.measure_with_ema(optax.tree.norm, 0.9)}), optax.adam(0.1)
     ),
     'multi_transform': lambda: optax.multi_transform(
         {'a': optax.adam(0.1), 'b': optax.sgd(0.1)}, LABELS
@@ -127,7 +132,7 @@ OPTIMIZERS = {
     'sign_sgd': {},
     'signum': {},
     'sm3': {},
-    'snapshot': {'measure_name': 'norm', 'measure': optax.global_norm},
+    'snapshot': {'measure_name': 'norm', 'measure': optax.tree.norm},
     'stateless': {'f': lambda updates, params: jax.tree.map(lambda u: -u, updates)},
     'stateless_with_tree_map': {'f': lambda u, w: -0.1 * u if w is None else w - u},
     'trace': {'decay': 0.9},
@@ -164,7 +169,9 @@ OPTIMIZERS = {
     'contrib.scale_by_cocob': {},
     'contrib.scale_by_galore': {'rank': 4},
     'contrib.scale_by_madgrad': {},
-    'contrib.scale_by_muon': {},
+    'contrib.scale_by_muon': lambda: optax.masked(
+        contrib.scale_by_muon(weight_dimension_numbers=as_matrices), NO_BIAS
+    ),
     'contrib.scale_by_simplified_ademamix': {},
     'contrib.schedule_free': lambda: contrib.schedule_free(optax.sgd(0.1), 0.1),
     'contrib.schedule_free_adamw': {'warmup_steps': 2},
@@ -224,7 +231,7 @@ def exported():
             if isinstance(value, type):
                 if hasattr(value, 'init') and hasattr(value, 'update'):
                     yield prefix + name
-            elif inspect.isfunction(value):
+            elif typing.get_origin(value) is None and value is not typing.Any:
                 says = inspect.signature(value).return_annotation
                 if says is inspect.Signature.empty or 'GradientTransformation' in str(says):
                     yield prefix + name
@@ -242,18 +249,15 @@ def weights(name=None, dtype=jnp.float32):
 
 def loss(params, seed=0):
     """A quadratic with another minimum and curvature for each weight."""
-    leaves = jax.tree.leaves(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    targets = [jax.random.normal(k, w.shape, w.dtype) for k, w in zip(keys, leaves, strict=True)]
-    return sum(
-        jnp.sum((1 + t**2) * (w - t) ** 2).astype(jnp.float32) / 9
-        for w, t in zip(leaves, targets, strict=True)
-    )
+    total = jnp.float32(0)
+    for i, w in enumerate(jax.tree.leaves(params)):
+        target = jnp.sin(jnp.arange(w.size) * (2.3 + i) + seed).reshape(w.shape)
+        total += jnp.sum((1 + target**2) * (w.astype(jnp.float32) - target) ** 2) / 9
+    return total
 
 
 def gradients(name, params, seed=0):
-    params = params.fast if name == 'lookahead' else params
-    grads = jax.grad(loss)(params, seed)
+    grads = jax.grad(loss)(params.fast if name == 'lookahead' else params, seed)
     if name in PER_EXAMPLE:
         return jax.tree.map(lambda g: jnp.stack([g, 2 * g]), grads)
     return grads
@@ -261,9 +265,10 @@ def gradients(name, params, seed=0):
 
 def update(tx, name, state, params, seed=0):
     """One step, given all that any optimizer asks for."""
-    grads = gradients(name, params, seed)
-    if name == 'lookahead':
+    grads, value_fn = gradients(name, params, seed), lambda w: loss(w, seed)
+    if name in {'lookahead', 'contrib.sam'}:  # these take no further arguments
         return tx.update(grads, state, params)
-    value_fn = lambda w: loss(w, seed)
-    extra = {'value': value_fn(params), 'grad': grads, 'value_fn': value_fn, 'obj_fn': value_fn}
+    if name in {'contrib.sophia', 'contrib.hutchinson_estimator_diag_hessian'}:
+        return tx.update(grads, state, params, obj_fn=value_fn)
+    extra = {'value': value_fn(params), 'grad': grads, 'value_fn': value_fn}
     return optax.with_extra_args_support(tx).update(grads, state, params, **extra)

@@ -1,4 +1,9 @@
-"""One table: each function x each way it is called gives the bits of the plain eager call."""
+"""One table: each function x each way it is called gives the bits of the plain eager call.
+
+Weights are small dyadic numbers, so that sums are exact in whatever order devices add them.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,48 +14,138 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
+from jaxprune import gradual, masks, patterns, scores
 
 pytestmark = pytest.mark.promotes  # optax does
 
 DEVICES = 8
-SCHEDULE = optax.piecewise_constant_schedule(0.5, {2: 0.1})
-TX = jp.pruned(optax.sgd(SCHEDULE, momentum=0.5))
-
-
-def half(params):
-    return jp.masks.global_top(jp.scores.magnitude(params), 0.5)
-
-
-def updated(params):
-    state = jp.set_masks(TX.init(params), half(params))
-    updates, state = TX.update(params, state, params)
-    return optax.apply_updates(params, updates), jp.get_masks(state)
-
-
-FUNCTIONS = {
-    'magnitude': jp.scores.magnitude,
-    'random': lambda params: jp.scores.random(params, jax.random.key(3)),
-    'global_top': lambda params: jp.masks.global_top(jp.scores.magnitude(params), 0.3),
-    'global_top within masks': lambda params: jp.masks.global_top(
-        jp.scores.magnitude(params), 0.3, half(params)
+KEY = jax.random.key(3)
+SCHEDULE = optax.piecewise_constant_schedule(0.5, {2: 0.5})
+SGD = optax.sgd(SCHEDULE, momentum=0.5)
+PATTERNS = {
+    'blocks': patterns.blocks((1, 4)),
+    'high blocks': patterns.blocks((4, 2), reduce='max'),
+    'channels': patterns.channels(reduce='mean'),
+    'n of m': patterns.n_of_m(2, 4),
+    'by path': {'tied': patterns.n_of_m(1, 4, axis=-1), 'deep/*': patterns.channels(-2)},
+}
+METHODS = {
+    'pruned': lambda packed: jp.pruned(SGD, packed=packed),
+    'prune': lambda packed: gradual.prune(SGD, 0.5, gradual.cubic(0, 2, 1), packed=packed),
+    'prune by leaf, running': lambda packed: gradual.prune(
+        SGD,
+        {'*': 0.5},
+        gradual.one_shot(1),
+        score=scores.movement,
+        running=True,
+        choose=functools.partial(masks.leaf_top, pattern=patterns.n_of_m(2, 4)),
+        packed=packed,
     ),
-    'leaf_top': lambda params: jp.masks.leaf_top(jp.scores.magnitude(params), 0.3),
-    'apply': lambda params: jp.masks.apply(params, half(params)),
-    'density': lambda params: jnp.float32(jp.masks.density(half(params))),
-    'pruned': updated,
-    'rewind_schedule': lambda params: jp.rewind_schedule(TX.init(params), 2),
-    'put_masks': lambda params: jp.rewind.put_masks(
-        jp.Point(params, TX.init(params)), half(params)
+    'ac_dc': lambda packed: gradual.ac_dc(SGD, 0.5, begin=0, end=2, every=1, packed=packed),
+    'straight_through': lambda packed: gradual.straight_through(
+        SGD, 0.5, gradual.periodic(1), packed=packed
     ),
+    'static': lambda packed: gradual.static(SGD, 0.5, KEY, packed=packed),
+    'sparse_evolution': lambda packed: gradual.sparse_evolution(
+        SGD, 0.5, KEY, schedule=gradual.periodic(1), packed=packed
+    ),
+    'rigl': lambda packed: gradual.rigl(SGD, 0.5, KEY, every=1, end=4, packed=packed),
 }
 
 
-def eager(f, params):
-    return f(params)
+def half(params):
+    return masks.global_top(scores.magnitude(params), 0.5)
+
+
+def output(params):
+    x = jnp.ones((2, 16), jnp.float32) @ params['tied'].astype(jnp.float32)
+    return jnp.einsum('bi,ijk->bjk', x, params['deep']['kernel'].astype(jnp.float32))
+
+
+def loss(params, batch):
+    return jnp.sum(output(params) * batch) / 16
+
+
+BATCHES = jnp.array([1.0, 2.0])
+
+
+def trained(packed, tx, params):
+    """Three steps from masked parameters, with gradients that differ from the weights."""
+    params, state = gradual.start(tx(packed), params)
+    if tx is METHODS['pruned']:
+        state = jp.set_masks(state, half(params))
+    for _ in range(3):
+        grads = jax.tree.map(lambda w: w[::-1], params)
+        updates, state = tx(packed).update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def chosen(pattern, params):
+    return masks.global_top(scores.magnitude(params), 0.6, pattern=pattern)
+
+
+SCORES = {
+    'magnitude': scores.magnitude,
+    'random': lambda params: scores.random(params, KEY),
+    'normalized_magnitude': scores.normalized_magnitude,
+    'lamp': scores.lamp,
+    'taylor': lambda params: scores.taylor(params, params),
+    'snip': lambda params: scores.snip(params, params),
+    'movement': lambda params: scores.movement(params, params),
+    'fisher': lambda params: scores.fisher(
+        params, scores.mean_squared_gradient(loss, params, BATCHES, batch_size=1)
+    ),
+    'grasp': lambda params: scores.grasp(
+        lambda p, batch: loss(p, batch) ** 2 / 2**20, params, BATCHES
+    ),
+    'synflow': lambda params: scores.synflow(output, params),
+}
+CHOICES = {
+    'global_top': lambda params: masks.global_top(scores.magnitude(params), 0.3),
+    'global_top within masks': lambda params: masks.global_top(
+        scores.magnitude(params), 0.3, half(params)
+    ),
+    'rules and floor': lambda params: masks.global_top(
+        scores.magnitude(params), 0.3, rules={'tied': 0.5}, floor=0.1, progress=0.75
+    ),
+    'leaf_top': lambda params: masks.leaf_top(scores.magnitude(params), {'*': 0.3, 'tied': 0.1}),
+    'n_of_m': lambda params: masks.n_of_m(scores.magnitude(params), 2, 4),
+    'iterated': lambda params: masks.iterated(scores.magnitude, params, 0.2, rounds=3),
+    **{f'pattern {name}': functools.partial(chosen, pattern) for name, pattern in PATTERNS.items()},
+}
+OTHERS = {
+    'apply': lambda params: masks.apply(params, half(params)),
+    'pack': lambda params: masks.pack(half(params)),
+    'unpack': lambda params: masks.unpack(masks.pack(half(params))),
+    'density': lambda params: jnp.float32(masks.density(half(params))),
+    'rewind_schedule': lambda params: jp.rewind_schedule(jp.pruned(SGD).init(params), 2),
+    'put_masks': lambda params: jp.rewind.put_masks(
+        jp.Point(params, jp.pruned(SGD).init(params)), half(params)
+    ),
+}
+WRAPPERS = {
+    f'{name}{" packed" * packed}': functools.partial(trained, packed, tx)
+    for name, tx in METHODS.items()
+    for packed in (False, True)
+}
+FUNCTIONS = SCORES | CHOICES | OTHERS | WRAPPERS
 
 
 def jit(f, params):
-    return jax.jit(f)(params)
+    """One trace, whatever the values."""
+    traces = []
+
+    @jax.jit
+    def counted(params):
+        traces.append(1)
+        return f(params)
+
+    for other in (jax.tree.map(jnp.negative, params), jax.tree.map(jnp.zeros_like, params)):
+        counted(other)
+    out = counted(params)
+    assert len(traces) == 1
+    return out
 
 
 def scan(f, params):
@@ -69,15 +164,25 @@ def pmap(f, params):
     return jax.tree.map(lambda x: x[DEVICES - 1], out)
 
 
+def mesh():
+    return jax.make_mesh((DEVICES,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def shard_map(f, params):
+    """Each device holds its own copy, along a new axis, and comes to the same result."""
+    own = jax.tree.map(lambda w: jnp.stack([w] * DEVICES), params)
+    on_one = lambda copy: jax.tree.map(lambda x: x[None], f(jax.tree.map(lambda w: w[0], copy)))
+    out = jax.jit(jax.shard_map(on_one, mesh=mesh(), in_specs=P('x'), out_specs=P('x')))(own)
+    return jax.tree.map(lambda x: x[DEVICES - 1], out)
+
+
 def sharded(axis):
     def call(f, params):
-        mesh = jax.make_mesh((DEVICES,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
-
         def place(w):
             spec = [None] * w.ndim
             if w.ndim > 1:
                 spec[axis] = 'x'
-            return jax.device_put(w, NamedSharding(mesh, P(*spec)))
+            return jax.device_put(w, NamedSharding(mesh(), P(*spec)))
 
         return f(jax.tree.map(place, params))
 
@@ -89,81 +194,88 @@ CALLS = {
     'scan': scan,
     'vmap': vmap,
     'pmap': pmap,
-    'sharded over rows': sharded(0),
-    'sharded over columns': sharded(1),
-    'sharded under jit': lambda f, params: sharded(0)(jax.jit(f), params),
+    'shard_map': shard_map,
+    'sharded rows, jit': lambda f, params: sharded(0)(jax.jit(f), params),
+    'sharded columns, jit': lambda f, params: sharded(1)(jax.jit(f), params),
 }
 
 
 def parameters(dtype):
-    keys = jax.random.split(jax.random.key(0), 3)
-    tied = jnp.round(4 * jax.random.normal(keys[0], (16, 8))) / 4  # many equal magnitudes
+    rng = np.random.default_rng(0)
+    draw = lambda shape, most: jnp.asarray(rng.integers(-most, most + 1, shape), dtype)
     return {
-        'tied': tied.astype(dtype),
-        'bias': jax.random.normal(keys[1], (8,), dtype),
-        'deep': {'kernel': jax.random.normal(keys[2], (8, 24, 3), dtype)},
+        'tied': draw((16, 8), 4),  # many equal magnitudes
+        'bias': draw((8,), 4) / 4,
+        'deep': {'kernel': draw((8, 16, 8), 16) / 4},
     }
 
 
-CASES = [(function, jnp.float32) for function in FUNCTIONS] + [
-    (function, jnp.bfloat16) for function in ('magnitude', 'global_top')
-]
+@functools.cache
+def plain(name, dtype):
+    return FUNCTIONS[name](parameters(DTYPES[dtype]))
 
 
-@pytest.mark.parametrize('call', CALLS)
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+QUICK = {('jit', 'float32'), ('sharded rows, jit', 'float32')}
+
+
+@pytest.fixture(autouse=True)
+def forget_what_was_compiled():
+    """Some hundred programs in one process exhaust its memory maps."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize('function', FUNCTIONS)
 @pytest.mark.parametrize(
-    ('function', 'dtype'), CASES, ids=[f'{name}-{dtype.__name__}' for name, dtype in CASES]
+    ('call', 'dtype'),
+    [
+        pytest.param(call, dtype, marks=[] if (call, dtype) in QUICK else pytest.mark.slow)
+        for call in CALLS
+        for dtype in DTYPES
+    ],
 )
 def test_same_bits(function, call, dtype):
-    f, params = FUNCTIONS[function], parameters(dtype)
-    expected, found = f(params), CALLS[call](f, params)
+    f, params = FUNCTIONS[function], parameters(DTYPES[dtype])
+    found, expected = CALLS[call](f, params), plain(function, dtype)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-@pytest.mark.parametrize('function', FUNCTIONS)
-def test_one_trace_whatever_the_values(function):
-    traces = []
-
-    @jax.jit
-    def counted(params):
-        traces.append(1)
-        return FUNCTIONS[function](params)
-
-    params = parameters(jnp.float32)
-    for values in (
-        params,
-        jax.tree.map(jnp.negative, params),
-        jax.tree.map(jnp.zeros_like, params),
-    ):
-        counted(values)
-    assert len(traces) == 1
+@pytest.mark.parametrize('name', METHODS)
+def test_packed_training_is_the_same(name):
+    params, state = plain(name, 'float32')
+    again, packed = plain(f'{name} packed', 'float32')
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    jax.tree.map(np.testing.assert_array_equal, jp.get_masks(packed), jp.get_masks(state))
+    assert 0 < masks.density(jp.get_masks(state)) < 1
 
 
 @pytest.mark.parametrize('function', ['global_top', 'leaf_top'])
 def test_a_traced_density_is_one_trace(function):
-    select, traces = getattr(jp.masks, function), []
-    scores = jp.scores.magnitude(parameters(jnp.float32))
+    select, traces = getattr(masks, function), []
+    found = scores.magnitude(parameters(jnp.float32))
 
     @jax.jit
     def traced(density):
         traces.append(1)
-        return select(scores, density)
+        return select(found, density)
 
     for density in (1.0, 0.5, 0.125):
-        jax.tree.map(np.testing.assert_array_equal, traced(density), select(scores, density))
+        jax.tree.map(np.testing.assert_array_equal, traced(density), select(found, density))
     assert len(traces) == 1
 
 
 @pytest.mark.parametrize('axis', [0, 1])
-def test_masks_lie_where_their_weights_lie(axis):
+@pytest.mark.parametrize('pattern', [None, *PATTERNS])
+def test_masks_lie_where_their_weights_lie(axis, pattern):
     placed = []
-    masks = sharded(axis)(
-        lambda params: placed.append(params) or half(params), parameters(jnp.float32)
+    select = half if pattern is None else functools.partial(chosen, PATTERNS[pattern])
+    found = sharded(axis)(
+        lambda params: placed.append(params) or jax.jit(select)(params), parameters(jnp.float32)
     )
-    for path, mask in jp.tree.named_leaves(masks):
-        if mask is not None:
-            weights = dict(jp.tree.named_leaves(placed[0]))[path]
-            assert mask.sharding.is_equivalent_to(weights.sharding, mask.ndim)
+    for path, mask in jp.tree.present(found):
+        weights = dict(jp.tree.named_leaves(placed[0]))[path]
+        assert mask.sharding.is_equivalent_to(weights.sharding, mask.ndim)

@@ -11,6 +11,7 @@ import jaxprune as jp
 from jaxprune import masks, patterns
 
 SHAPE = (8, 12)
+REDUCE = {'sum': np.sum, 'mean': np.mean, 'max': np.max}
 
 
 def draw(seed, shape=SHAPE, dtype=jnp.float32):
@@ -28,7 +29,7 @@ def units_of(leaf, shape, reduce):
     for corner in itertools.product(*corners):
         inside = np.zeros(leaf.shape, bool)
         inside[tuple(slice(c, c + b) for c, b in zip(corner, shape, strict=True))] = True
-        found.append((leaf[inside].sum() if reduce == 'sum' else leaf[inside].max(), inside))
+        found.append((REDUCE[reduce](leaf[inside]), inside))
     return found
 
 
@@ -37,7 +38,7 @@ def by_blocks(leaf, shape, reduce, kept):
     return np.any([inside for _, inside in units[:kept]], axis=0)
 
 
-@pytest.mark.parametrize('reduce', ['sum', 'max'])
+@pytest.mark.parametrize('reduce', ['sum', 'mean', 'max'])
 @pytest.mark.parametrize('shape', [(1, 4), (4, 1), (2, 3), (8, 12), (4,), (1, 1)])
 def test_blocks_against_a_loop(shape, reduce):
     size = int(np.prod(shape))
@@ -58,11 +59,11 @@ def test_blocks_of_a_convolution_lie_in_its_last_axes():
 
 
 @pytest.mark.parametrize('axis', [0, 1, -1, -2])
-@pytest.mark.parametrize('reduce', ['sum', 'max'])
+@pytest.mark.parametrize('reduce', ['sum', 'mean', 'max'])
 def test_channels_against_a_loop(axis, reduce):
     leaf = draw(1, (6, 10))
     lines = np.moveaxis(np.asarray(leaf, np.float64), axis, 0)
-    scores = [line.sum() if reduce == 'sum' else line.max() for line in lines]
+    scores = [REDUCE[reduce](line) for line in lines]
     kept = sorted(range(len(scores)), key=lambda i: -scores[i])[: len(scores) // 2]
     expected = np.zeros_like(lines, bool)
     expected[kept] = True
@@ -170,6 +171,14 @@ def test_masks_of_lower_densities_are_nested(pattern, select):
     assert 0.5 - 16 / 224 < masks.density(kept) <= 0.5
 
 
+def test_the_mean_lets_channels_of_several_sizes_compete():
+    scores = {'large': jnp.ones((100, 4)), 'small': jnp.ones((10, 4)) * 2}
+    by = lambda reduce: masks.global_top(
+        scores, 0.1, pattern=patterns.channels(reduce=reduce), allow_empty=True
+    )
+    assert by('mean')['small'].all() and not by('sum')['small'].any()
+
+
 def test_a_unit_ranks_by_what_is_left_of_it():
     scores = jnp.array([[9.0, 1, 1, 1], [3, 3, 3, 3]])
     kept = jnp.array([[False, True, True, True], [True, True, True, True]])
@@ -185,7 +194,7 @@ def test_a_unit_ranks_by_what_is_left_of_it():
     [
         (lambda: patterns.blocks((0, 4)), r'whole sides of at least 1, got \(0, 4\)'),
         (lambda: patterns.blocks(()), r'whole sides of at least 1, got \(\)'),
-        (lambda: patterns.blocks((2, 2), reduce='mean'), "'sum' or 'max', got 'mean'"),
+        (lambda: patterns.blocks((2, 2), reduce='min'), "'sum', 'mean' or 'max', got 'min'"),
         (lambda: patterns.n_of_m(4, 4), '1 <= n < m, got 4 of 4'),
         (lambda: patterns.n_of_m(0, 4), '1 <= n < m, got 0 of 4'),
         (lambda: patterns.n_of_m(1.5, 4), 'must be whole'),

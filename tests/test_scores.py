@@ -118,6 +118,12 @@ def test_lamp_sums_a_large_leaf_accurately_and_in_order():
     assert (np.diff(found[order]) <= 0).all()
 
 
+def test_rounding_turns_no_ties_of_lamp_around():
+    w = jnp.concatenate([jnp.ones(1), jnp.full(100_000, 1e-4)])  # their sums differ by rounding
+    found = np.asarray(scores.lamp(w, where=lambda path, leaf: True))
+    assert (np.diff(found) <= 0).all()
+
+
 def test_no_global_selection_by_lamp_empties_a_leaf():
     params = {'large': 1e3 * weights(0, (30, 30)), 'small': 1e-3 * weights(1, (5, 5), ties=True)}
     masks = jp.masks.global_top(scores.lamp(params), 2 / 925)

@@ -52,12 +52,13 @@ def prune(
       An optimizer with `GradualState`.
 
     Raises:
-      ValueError: at `init`, nothing prunable; a score that covers other leaves than `where`; as
-        `choose`, for the last masks.
+      ValueError: densities by path without `masks.leaf_top`; at `init`, nothing prunable, a score
+        that covers other leaves than `where`, and as `choose`, for the last masks.
     Source: Zhu & Gupta 2017, arXiv:1710.01878, section 3, with `cubic` and `masks.leaf_top` at one
       density; Sanh et al. 2020, arXiv:2005.07683, with `scores.movement` and `running`. Deviation:
       the latter's pruned weights do not come back.
     """
+    _check_density(density, choose)
     score = score or _magnitude(where)
 
     def remember(now: Now) -> Any:
@@ -110,10 +111,11 @@ def ac_dc(
       An optimizer with `GradualState`.
 
     Raises:
-      ValueError: turns that do not reach the end; at `init`, nothing prunable, and as `choose`.
+      ValueError: turns that do not reach the end; as `prune`.
     Source: Peste et al. 2021, arXiv:2106.12379, algorithm 1. Deviation: only the moments of the
       weights that return begin afresh, not all.
     """
+    _check_density(density, choose)
     schedule = schedules.alternating(begin, end, every)
     magnitude = _magnitude(where)
 
@@ -157,11 +159,12 @@ def straight_through(
       rounding, since an update is added to them; those that are pruned are exactly 0.
 
     Raises:
-      ValueError: at `init`, nothing prunable, and as `choose`; at `update`, no `params`.
+      ValueError: as `prune`; at `update`, no `params`.
     Source: Bengio et al. 2013, arXiv:1308.3432, section 4 (the estimator); Jayakumar et al. 2020,
       arXiv:2106.03517, section 2 (Top-K always sparse training, of which this is the dense
       backward).
     """
+    _check_density(density, choose)
     inner = optax.with_extra_args_support(inner)
     magnitude = _magnitude(where)
 
@@ -174,9 +177,7 @@ def straight_through(
     def first(params: Params) -> Masks:
         masks = dense(params)
         now = Now(jnp.int32(0), masks, params, params, params)
-        return wrapper.renew(Method(first, schedule.due, change), now, masks)
-
-    method = Method(first, schedule.due, change)
+        return wrapper.when(schedule.due(now.step), lambda masks: change(now), masks)
 
     def init(params: Params) -> GradualState:
         masks = first(params)
@@ -194,7 +195,8 @@ def straight_through(
         moves, inner_state = inner.update(updates, inner_state, state.memory, **extra_args)
         own = optax.apply_updates(state.memory, moves)
         now = Now(state.step, packing.unpack(old), params, updates, own)
-        held = wrapper.renew(method, now, old)
+        renew = lambda masks: packing.pack_like(change(now), masks)
+        held = wrapper.when(schedule.due(state.step), renew, old)
         updates = tree.map_masked(_toward, packing.unpack(held), own, params)
         step = optax.safe_increment(state.step)
         return updates, GradualState(step, PrunedState(held, inner_state), own)
@@ -233,6 +235,12 @@ def _dense(
         return masks
 
     return first
+
+
+def _check_density(density: Density, choose: Choose) -> None:
+    """Raises for densities by path that the function bound in `choose` does not take."""
+    if isinstance(density, Mapping) and getattr(choose, 'func', choose) is masks_lib.global_top:
+        raise ValueError('densities by path are for choose=masks.leaf_top, not masks.global_top')
 
 
 def _check_covered(found: Scores, masks: Masks) -> None:

@@ -121,8 +121,8 @@ def check_steps(begin: int, end: int, every: int) -> None:
         raise ValueError(f'the schedule ends at step {end}, which is not after step {begin}')
     if (end - begin) % every:
         raise ValueError(
-            f'the schedule never lands: from step {begin} on, strides of {every} steps do not reach '
-            f'step {end}; choose an end such as {end - (end - begin) % every + every}'
+            f'the schedule never lands: from step {begin} on, strides of {every} steps do not '
+            f'reach step {end}; choose an end such as {end - (end - begin) % every + every}'
         )
 
 

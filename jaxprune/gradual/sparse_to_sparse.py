@@ -201,9 +201,15 @@ def _random(
         drawn = scores.random(params, key, where=layout.where)
         if fraction is not None:
             _check_room(drawn, fraction, layout)
-        return masks_lib.leaf_top(drawn, layout.density, pattern=layout.pattern)
+        chosen = masks_lib.leaf_top(drawn, layout.density, pattern=layout.pattern)
+        # inside shard_map, masks must vary between devices as later ones will
+        return tree.map_masked(_vary_as, chosen, params)
 
     return first
+
+
+def _vary_as(mask: Any, weight: Any) -> Any:
+    return None if mask is None else mask & jnp.ones_like(weight, bool)
 
 
 def _check_room(drawn: Scores, fraction: float, layout: Layout) -> None:

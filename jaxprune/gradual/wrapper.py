@@ -1,7 +1,7 @@
 """The wrapper that every method of pruning during training is made with."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from jaxprune import optimizer, packing, tree
 from jaxprune.gradual.schedules import OfStep
 from jaxprune.optimizer import PrunedState
 from jaxprune.tree import Masks, Params
+
+State = TypeVar('State')
 
 
 class GradualState(NamedTuple):
@@ -67,12 +69,10 @@ def change_masks(
     Args:
       inner: any optax optimizer; extra arguments of `update` go through to it.
       method: how masks begin and change.
-      packed: whether the state holds masks at one bit a weight; steps without a change are then
-        faster too, since the masks pass through a branch.
+      packed: whether the state holds masks at one bit a weight.
 
     Returns:
-      An optimizer with `GradualState`; `start` puts its first masks onto the parameters. Under
-      `vmap` over optimizer states, masks are computed at every step, as all branches are.
+      An optimizer with `GradualState`; `start` puts its first masks onto the parameters.
 
     Raises:
       ValueError: at `init`, nothing prunable; at `update`, no `params`.
@@ -91,16 +91,26 @@ def change_masks(
     ) -> tuple[Any, GradualState]:
         if params is None:
             raise ValueError('masks need the parameters: call tx.update(grads, state, params)')
-        old, inner_state = state.pruned
-        now = Now(state.step, packing.unpack(old), params, updates, state.memory)
+        held = state.pruned.masks
+        now = Now(state.step, packing.unpack(held), params, updates, state.memory)
         now = now._replace(memory=method.remember(now))
-        held = renew(method, now, old)
+
+        def change(state: PrunedState) -> PrunedState:
+            masks = packing.unpack(state.masks)
+            new = method.change(now._replace(masks=masks))
+            if method.regrows:
+                grown = tree.map_masked(_grown, new, masks)
+                fresh = afresh(state.inner_state, inner.init(params), params, grown)
+                state = state._replace(inner_state=fresh)
+            return state._replace(masks=packing.pack_like(new, state.masks))
+
+        due = method.due(state.step)
         if method.regrows:
-            grown = tree.map_masked(_grown, packing.unpack(held), now.masks)
-            inner_state = afresh(inner_state, inner.init(params), params, grown)
-        updates, pruned_state = wrapped.update(
-            updates, PrunedState(held, inner_state), params, **extra_args
-        )
+            pruned_state = when(due, change, state.pruned)
+        else:  # the inner state need not pass through
+            masks = when(due, lambda masks: change(state.pruned._replace(masks=masks)).masks, held)
+            pruned_state = state.pruned._replace(masks=masks)
+        updates, pruned_state = wrapped.update(updates, pruned_state, params, **extra_args)
         step = optax.safe_increment(state.step)
         return updates, GradualState(step, pruned_state, now.memory)
 
@@ -127,13 +137,14 @@ def start(tx: optax.GradientTransformation, params: Params) -> tuple[Params, opt
     return masks_lib.apply(params, optimizer.get_masks(opt_state)), opt_state
 
 
-def renew(method: Method, now: Now, old: Masks) -> Masks:
-    """The masks of this step, packed as the old ones are."""
-    return jax.lax.cond(
-        method.due(now.step),
-        lambda: packing.pack_like(method.change(now), old),
-        lambda: old,
-    )
+def when(due: jax.Array, change: Callable[[State], State], state: State) -> State:
+    """Changes a state when due, and else leaves it where it lies in memory.
+
+    As `lax.cond`, whose results are always copies; and under `vmap` the change runs only when it is
+    due for some replicate, not always.
+    """
+    once = lambda carry: (carry[0] & False, change(carry[1]))
+    return jax.lax.while_loop(lambda carry: carry[0], once, (due, state))[1]
 
 
 def afresh(state: optax.OptState, fresh: optax.OptState, params: Params, grown: Masks) -> Any:
@@ -141,7 +152,7 @@ def afresh(state: optax.OptState, fresh: optax.OptState, params: Params, grown: 
 
     Args:
       state: of any optimizer. An array in it belongs to the parameter whose path ends its own and
-        whose shape it has, wherever wrappers have put it.
+        whose shape it has, wherever wrappers have put it; but what GaLore holds to none.
       fresh: the same optimizer's state for the parameters as they are now.
       params: the parameters.
       grown: booleans like the parameters, `True` where a weight returns.
@@ -153,13 +164,20 @@ def afresh(state: optax.OptState, fresh: optax.OptState, params: Params, grown: 
     shapes = {path: jnp.shape(w) for path, w in jax.tree.leaves_with_path(params)}
 
     def visit(path: tuple[Any, ...], mine: Any, new: Any) -> Any:
+        if _is_projected(mine):
+            return mine
         ends = (path[i:] for i in range(len(path) + 1))
         owner = next((end for end in ends if end in shapes), None)
         if owner not in returning or jnp.shape(mine) != shapes[owner]:
             return mine
         return jnp.where(returning[owner], new, mine)
 
-    return jax.tree.map_with_path(visit, state, fresh)
+    return jax.tree.map_with_path(visit, state, fresh, is_leaf=_is_projected)
+
+
+def _is_projected(node: Any) -> bool:
+    """GaLore's moments are of projected gradients, even where they have the shape of a weight."""
+    return isinstance(node, optax.contrib.GaLoreState)
 
 
 def _grown(new: Any, old: Any) -> Any:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune import tree
-from jaxprune.scores.precision import wide
+from jaxprune.precision import wide
 from jaxprune.tree import Params
 
 Loss: TypeAlias = Callable[[Params, Any], jax.Array]

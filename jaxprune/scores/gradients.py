@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import tree
+from jaxprune.precision import largest, over, wide
 from jaxprune.scores import averages
 from jaxprune.scores.averages import Loss
-from jaxprune.scores.precision import largest, over, wide
 from jaxprune.tree import Params, Predicate, Scores
 
 

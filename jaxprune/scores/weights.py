@@ -6,7 +6,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune import tree
-from jaxprune.scores.precision import largest, over, wide
+from jaxprune.precision import largest, over, wide
 from jaxprune.tree import Params, Predicate, Scores
 
 
