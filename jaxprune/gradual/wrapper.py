@@ -163,16 +163,19 @@ def afresh(state: optax.OptState, fresh: optax.OptState, params: Params, grown: 
     returning = dict(jax.tree.leaves_with_path(grown))
     shapes = {path: jnp.shape(w) for path, w in jax.tree.leaves_with_path(params)}
 
-    def visit(path: tuple[Any, ...], mine: Any, new: Any) -> Any:
+    # by path, since `optax.monitor` begins with fewer entries than it goes on with
+    begun = dict(jax.tree.leaves_with_path(fresh))
+
+    def visit(path: tuple[Any, ...], mine: Any) -> Any:
         if _is_projected(mine):
             return mine
         ends = (path[i:] for i in range(len(path) + 1))
         owner = next((end for end in ends if end in shapes), None)
         if owner not in returning or jnp.shape(mine) != shapes[owner]:
             return mine
-        return jnp.where(returning[owner], new, mine)
+        return jnp.where(returning[owner], begun[path], mine)
 
-    return jax.tree.map_with_path(visit, state, fresh, is_leaf=_is_projected)
+    return jax.tree.map_with_path(visit, state, is_leaf=_is_projected)
 
 
 def _is_projected(node: Any) -> bool:
