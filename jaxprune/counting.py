@@ -1,6 +1,5 @@
 """Numbers of entries, exact beyond 2**24 and beyond 2**31, wherever the entries lie."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,9 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 
 WORD = 2**32  # one more than a uint32 holds
 LARGE = WORD  # entries of a leaf that are counted with carries and indexed in parts
@@ -92,12 +88,11 @@ def share(density: jax.Array | float, total: int) -> Count:
 
 def tally(*bits: jax.Array) -> Count:
     """Counts each of several boolean arrays of one shape, in one pass; a Count of shape (n,)."""
-    if not bits[0].ndim:
-        bits = tuple(b[None] for b in bits)
-    if bits[0].size >= LARGE:
-        return _tally_over(0)(*bits)
-    # XLA for TPUs compiles no partitioning by hand, and fuses sums and divides them by itself
-    return lax.platform_dependent(*bits, tpu=_tally_plainly, default=_tally_over(0))
+    if math.prod(bits[0].shape) >= LARGE:
+        return stack([_tally_in_parts(b) for b in bits])
+    if jax.device_count() > 1:
+        return _tally_apart(*bits)
+    return lax.platform_dependent(*bits, tpu=_tally_apart, default=_tally_together)
 
 
 def sum_by(counts: Count, reduce: Callable[[jax.Array], jax.Array]) -> Count:
@@ -185,72 +180,36 @@ def at(counts: Count, i: Any) -> Count:
     return each(lambda n: n[i], counts)
 
 
-@functools.cache
-def _tally_over(batch: int) -> Callable[..., Count]:
-    """Counts over all but the first `batch` axes.
-
-    A reduction of several arrays at once is what XLA runs at the speed of memory, without a copy;
-    but it would not sum the devices' results by an all-reduce, hence the partitioning by hand.
-    """
-    tally = custom_partitioning(lambda *bits: _tally_locally(bits, batch))
-
-    def partition(mesh: Any, arguments: Any, result: Any) -> Any:
-        sharding = arguments[0].sharding
-        spec = (*sharding.spec, *[None] * (len(arguments[0].shape) - len(sharding.spec)))
-        kept = NamedSharding(sharding.mesh, PartitionSpec(*spec[:batch]))
-        names = jax.tree.leaves(spec[batch:])
-
-        def lower(*bits: jax.Array) -> Count:
-            counts = _tally_locally(bits, batch)
-            return sum_by(counts, lambda n: lax.psum(n, names)) if names else counts
-
-        kept_all = jax.tree.map(lambda _: kept, result)
-        return mesh, lower, kept_all, (sharding,) * len(arguments)
-
-    def rule(mesh: Any, arguments: Any, result: Any) -> str:
-        del mesh, result
-        axes = [f'a{i}' for i in range(len(arguments[0].shape))]
-        counts = ' '.join([*axes[:batch], 'n'])
-        return ', '.join([' '.join(axes)] * len(arguments)) + f' -> {counts}, {counts}'
-
-    tally.def_partition(partition=partition, sharding_rule=rule)
-    batchable = custom_vmap(tally)
-
-    @batchable.def_vmap
-    def _(size: int, batched: Any, *bits: jax.Array) -> Any:
-        wide = [
-            b if is_batched else jnp.broadcast_to(b, (size, *b.shape))
-            for b, is_batched in zip(bits, batched, strict=True)
-        ]
-        counts = _tally_over(batch + 1)(*wide)
-        return counts, jax.tree.map(lambda _: True, counts)
-
-    return batchable
-
-
-def _tally_plainly(*bits: jax.Array) -> Count:
+def _tally_apart(*bits: jax.Array) -> Count:
+    """By one sum an array, which XLA divides among devices, and fuses but on CPU."""
     low = jnp.stack([jnp.sum(b, dtype=jnp.uint32) for b in bits])
     return Count(jnp.zeros_like(low), low)
 
 
-def _tally_locally(bits: Sequence[jax.Array], batch: int) -> Count:
-    """Counts on one device; with carries where 32 bits may not do.
+def _tally_together(*bits: jax.Array) -> Count:
+    """By one reduction of all, which XLA on CPU runs at the speed of memory, without a copy.
 
-    And for a single array: one sum alone XLA would do in two steps, from a copy in 32 bits.
+    Of a single array too, with a second one of zeros: one sum alone takes two steps, from a copy
+    in 32 bits.
     """
-    shape = bits[0].shape
     ones = [b.astype(jnp.uint32) for b in bits]
-    axes = tuple(range(batch, len(shape)))
-    zero = jnp.uint32(0)
-    if len(ones) > 1 and math.prod(shape[batch:]) < LARGE:
-        plus = lambda a, b: tuple(map(jnp.add, a, b))
-        sums = lax.reduce(tuple(ones), (zero,) * len(ones), plus, axes)
-        low = jnp.stack(sums, -1)
-        return Count(jnp.zeros_like(low), low)
-    none = jnp.zeros_like(ones[0])
-    carry = lambda a, b: tuple(add(Count(*a), Count(*b)))
-    pairs = [lax.reduce((none, n), (zero, zero), carry, axes) for n in ones]
-    return Count(*(jnp.stack(n, -1) for n in zip(*pairs, strict=True)))
+    ones += [jnp.zeros_like(ones[0])] * (len(ones) == 1)
+    plus = lambda a, b: tuple(map(jnp.add, a, b))
+    sums = lax.reduce(tuple(ones), (jnp.uint32(0),) * len(ones), plus, range(bits[0].ndim))
+    low = jnp.stack(sums[: len(bits)])
+    return Count(jnp.zeros_like(low), low)
+
+
+def _tally_in_parts(bits: jax.Array) -> Count:
+    """Of an array that 32 bits do not count: its minor axes first, then at most 2**24 parts."""
+    first = next(k for k in range(bits.ndim) if math.prod(bits.shape[k + 1 :]) < LARGE) + 1
+    parts = jnp.sum(bits, range(first, bits.ndim), dtype=jnp.uint32)
+    total = Count(jnp.uint32(0), jnp.uint32(0))
+    for byte in range(4):
+        low = jnp.sum(parts >> 8 * byte & 0xFF, dtype=jnp.uint32)
+        high = low >> 32 - 8 * byte if byte else jnp.zeros_like(low)
+        total = add(total, Count(high, low << 8 * byte))
+    return total
 
 
 def _doubled(n: Count, bit: jax.Array) -> Count:

@@ -97,7 +97,9 @@ SCORES = {
         params, scores.mean_squared_gradient(loss, params, BATCHES, batch_size=1)
     ),
     'grasp': lambda params: scores.grasp(
-        lambda p, batch: loss(p, batch) ** 2 / 2**20, params, BATCHES
+        lambda p, batch: batch * jnp.sum(p['tied'].astype(jnp.float32)) ** 2 + loss(p, batch),
+        params,
+        BATCHES,
     ),
     'synflow': lambda params: scores.synflow(output, params),
 }
