@@ -58,6 +58,8 @@ def test_top_by_hand():
     assert whole == [[[True, False], [True, False]], [False, True, False]]
     each = [m.tolist() for m in top(leaves, [3, 1], (0, 1))]
     assert each == [[[True, False], [True, True]], [False, True, False]]
+    swapped = [m.tolist() for m in top(leaves, [1, 3], (1, 0))]
+    assert swapped == [[[True, False], [True, True]], [False, True, False]]
 
 
 @pytest.mark.parametrize('dtype', [*MIXED, None])
