@@ -54,7 +54,7 @@ def top(
         firm = _select(units, Budget([*least.values()], range(len(least))), always)
         units = {path: _firmly(units[path], mask) for path, mask in firm.items()}
     chosen = _select(units, budget, always)
-    kept = [unit.spread(chosen[path]) for path, unit in units.items()]
+    kept = [_spread(units[path], chosen[path], leaf) for path, leaf in named]
     if masks is not None:  # a traced count may exceed what they keep
         kept = [new & old for new, (_, old) in zip(kept, tree.present(masks), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(scores), kept)
@@ -105,6 +105,12 @@ def _select(
         [unit.size for unit in units.values()],
     )
     return dict(zip(units, chosen, strict=True))
+
+
+def _spread(unit: Units, chosen: jax.Array, scores: jax.Array) -> jax.Array:
+    """The mask of the weights, laid out over devices as their scores are."""
+    mask = unit.spread(chosen)
+    return mask if unit.scores is scores else mask & ~jnp.isnan(scores)  # always true, but a tie
 
 
 def _firmly(unit: Units, mask: jax.Array) -> Units:

@@ -22,7 +22,7 @@ import jaxprune as jp
 from jaxprune import gradual
 from jaxprune.gradual.wrapper import afresh
 
-pytestmark = pytest.mark.promotes  # optax does
+pytestmark = [pytest.mark.promotes, pytest.mark.long]  # optax promotes
 
 # Compiles in half the time; these programs run for microseconds.
 HASTY = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import jaxprune as jp
 from jaxprune import gradual, masks, scores
 
-pytestmark = pytest.mark.promotes  # optax does
+pytestmark = [pytest.mark.promotes, pytest.mark.long]  # optax promotes
 
 DEVICES, STEPS = 8, 8
 SCHEDULE, KEY = gradual.cubic(0, 6, 2), jax.random.key(0)

@@ -10,7 +10,7 @@ from every_optimizer import LABELS, NO_BIAS, gradients, weights
 import jaxprune as jp
 from jaxprune import gradual
 
-pytestmark = pytest.mark.promotes  # optax does
+pytestmark = [pytest.mark.promotes, pytest.mark.long]  # optax promotes
 
 METHODS = {
     'pruned': jp.pruned,
