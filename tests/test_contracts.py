@@ -223,7 +223,7 @@ def plain(name, dtype):
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 QUICK = [('sharded rows, jit', 'float32')]
 CASES = [(call, 'float32') for call in CALLS]
-CASES += [(call, 'bfloat16') for call in ('eager', 'vmap', 'sharded rows, jit')]
+CASES += [(call, 'bfloat16') for call in ('vmap', 'sharded rows, jit')]
 
 
 @pytest.fixture(autouse=True)
@@ -239,6 +239,8 @@ def forget_what_was_compiled():
     [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES],
 )
 def test_same_bits(function, call, dtype):
+    if call == 'eager' and function in WRAPPERS:
+        pytest.skip('an optimizer step is compiled: each eager one compiles its loop anew')
     f, params = FUNCTIONS[function], parameters(DTYPES[dtype])
     found, expected = CALLS[call](f, params), plain(function, dtype)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
