@@ -108,7 +108,7 @@ def masks_by(name, allocation, given):
     def choose(one, density):
         if name == 'synflow':
             narrow = lambda s, d, m: masks.global_top(s, d, m, allow_empty=True)
-            return masks.iterated(flow, one.params, density, select=narrow)
+            return masks.iterated(flow, one.params, density, choose=narrow)
         return ALLOCATIONS[allocation](SCORES[name](one), density)
 
     axes = Given(0, 0, 0, None, None)

@@ -2,6 +2,7 @@
 
 python -m benchmarks.selection           # all cases, some minutes, most of it compiling
 python -m benchmarks.selection global    # the cases whose name holds a word
+python -m benchmarks.selection vmap      # 8 replicates of 3.1 M weights, under vmap and one by one
 """
 
 import functools
@@ -15,7 +16,7 @@ import numpy as np
 import jaxprune as jp
 from benchmarks import timing
 
-DENSITY, TURNS = 0.5, 9
+DENSITY, TURNS, REPLICATES = 0.5, 9, 8
 
 
 def equal_shapes():
@@ -45,6 +46,12 @@ CASES = {
     'mixed, by leaf, float32': (jp.masks.leaf_top, mixed_shapes, jnp.float32),
     'mixed, by leaf, bfloat16': (jp.masks.leaf_top, mixed_shapes, jnp.bfloat16),
 }
+VMAP_CASES = {
+    'vmap, global, float32': (jp.masks.global_top, jnp.float32),
+    'vmap, global, bfloat16': (jp.masks.global_top, jnp.bfloat16),
+    'vmap, by leaf, float32': (jp.masks.leaf_top, jnp.float32),
+    'vmap, by leaf, bfloat16': (jp.masks.leaf_top, jnp.bfloat16),
+}
 
 
 def measure(name, select, shapes, dtype):
@@ -66,11 +73,29 @@ def measure(name, select, shapes, dtype):
     print(f'{temporary:.4f} bytes of temporary memory a weight, compiled in {seconds:.1f} s\n')
 
 
+def measure_replicates(name, select, dtype):
+    """Under vmap against one call a replicate, of 8 leaves each."""
+    keys = jax.random.split(jax.random.key(0), 8)
+    draw = jax.jit(lambda key: jnp.abs(jax.random.normal(key, (REPLICATES, 400, 1000))))
+    stacked = [draw(key).astype(dtype) for key in keys]
+    single = [[leaf[i] for leaf in stacked] for i in range(REPLICATES)]
+    one = jax.jit(functools.partial(select, density=DENSITY))
+    together = jax.jit(jax.vmap(functools.partial(select, density=DENSITY)))
+    functions = {
+        'one by one': lambda: [one(scores) for scores in single],
+        name: lambda: together(stacked),
+    }
+    print(timing.table(timing.interleave(functions, TURNS), 'one by one') + '\n')
+
+
 def main():
     word = ' '.join(sys.argv[1:])
     for name, (select, shapes, dtype) in CASES.items():
         if word in name:
             measure(name, select, shapes(), dtype)
+    for name, (select, dtype) in VMAP_CASES.items():
+        if word in name:
+            measure_replicates(name, select, dtype)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxprune.counting import Count
 
 Density: TypeAlias = float | jax.Array
 Keep: TypeAlias = int | Count
+T = TypeVar('T')
 
 
 class Budget(NamedTuple):
@@ -22,6 +23,8 @@ class Budget(NamedTuple):
     """Weights to keep, a group; Python integers unless traced."""
     groups: Sequence[int]
     """For each leaf the index of its group."""
+    last: Sequence[Keep]
+    """Weights to keep in the end, at progress 1."""
 
 
 def together(
@@ -55,10 +58,13 @@ def together(
         keep = counting.share(density, total)
     else:
         keep = rest(whole(density, total, 'the tree'), fixed, others)
-    keeps = [_on_the_way(keep, size, progress) for path, (keep, size) in fixed.items()]
+    last: list[Keep] = [keep for keep, _ in fixed.values()]
+    totals = [size for _, size in fixed.values()]
     if others:
-        keeps.append(_on_the_way(keep, sum(others.values()), progress))
-    return Budget(keeps, [paths.index(path) if path in fixed else len(fixed) for path in sizes])
+        last.append(keep)
+        totals.append(sum(others.values()))
+    groups = [paths.index(path) if path in fixed else len(fixed) for path in sizes]
+    return _budget(last, totals, groups, progress)
 
 
 def apart(
@@ -85,16 +91,13 @@ def apart(
                 raise ValueError(f'no density is given for leaf {path!r}: add it, or a pattern')
     else:
         densities = dict.fromkeys(sizes, density)
-    keeps = [
+    last = [
         counting.share(densities[path], size)
         if _is_traced(densities[path])
         else whole(densities[path], size, f'leaf {path!r}')
         for path, size in sizes.items()
     ]
-    return Budget(
-        [_on_the_way(keep, n, progress) for keep, n in zip(keeps, sizes.values(), strict=True)],
-        list(range(len(sizes))),
-    )
+    return _budget(last, list(sizes.values()), list(range(len(sizes))), progress)
 
 
 def whole(density: Density, total: int, where: str) -> int:
@@ -122,20 +125,17 @@ def whole(density: Density, total: int, where: str) -> int:
 
 
 def check_room(budget: Budget, needed: Mapping[str, int], why: str) -> None:
-    """Raises unless each group's budget holds what its leaves need.
+    """Raises unless each group's budget holds what its leaves need, to the end.
 
     Args:
-      budget: weights to keep; those that are traced pass.
+      budget: weights to keep; a traced density passes, a traced progress does not.
       needed: weights by the path of each leaf.
       why: what needs them, and the remedy, for the message.
 
     Raises:
       ValueError: a group that needs more than its budget.
     """
-    for group, keep in enumerate(budget.keeps):
-        members = {
-            p: n for (p, n), g in zip(needed.items(), budget.groups, strict=True) if g == group
-        }
+    for keep, members in zip(budget.last, members_of(budget, needed), strict=True):
         if isinstance(keep, int) and sum(members.values()) > keep:
             where = (
                 f'leaf {next(iter(members))!r}' if len(members) == 1 else f'{len(members)} leaves'
@@ -146,7 +146,15 @@ def check_room(budget: Budget, needed: Mapping[str, int], why: str) -> None:
             )
 
 
-def without(budget: Budget, always: Mapping[str, int]) -> list[Count]:
+def members_of(budget: Budget, leaves: Mapping[str, T]) -> list[dict[str, T]]:
+    """Sorts what is given for each leaf by path into the groups of a budget."""
+    found: list[dict[str, T]] = [{} for _ in budget.keeps]
+    for (path, leaf), group in zip(leaves.items(), budget.groups, strict=True):
+        found[group][path] = leaf
+    return found
+
+
+def without(budget: Budget, always: Mapping[str, int]) -> list[Keep]:
     """Takes from each group's budget what stays whatever is chosen; none is left of one too small.
 
     Args:
@@ -156,18 +164,23 @@ def without(budget: Budget, always: Mapping[str, int]) -> list[Count]:
     Returns:
       For each group the weights left to choose.
     """
-    left = []
-    for group, keep in enumerate(budget.keeps):
-        stay = sum(n for n, g in zip(always.values(), budget.groups, strict=True) if g == group)
+    left: list[Keep] = []
+    for keep, members in zip(budget.keeps, members_of(budget, always), strict=True):
+        firm = sum(members.values())
         if isinstance(keep, int):
-            left.append(counting.from_int(max(keep - stay, 0)))
+            left.append(max(keep - firm, 0))
         else:
-            left.append(_at_least_none(keep, counting.from_int(stay)))
+            left.append(_at_least_none(keep, counting.from_int(firm)))
     return left
 
 
 def check_density(density: Density) -> None:
     """Raises `ValueError` unless a density is a number in (0, 1]."""
+    if isinstance(density, Mapping):
+        raise ValueError(
+            'densities by path are for leaf_top; global_top takes one density, and rules= for '
+            f'single leaves; got {density!r}'
+        )
     if isinstance(density, str) or np.ndim(density) or not 0 < float(density) <= 1:
         raise ValueError(f'density must be a number in (0, 1], got {density!r}')
 
@@ -202,6 +215,13 @@ def rest(keep: int, fixed: Mapping[str, tuple[int, int]], others: Mapping[str, i
             f'which have {room}; change the density or the rules'
         )
     return keep - taken
+
+
+def _budget(
+    last: Sequence[Keep], totals: Sequence[int], groups: Sequence[int], progress: Density
+) -> Budget:
+    way = [_on_the_way(keep, n, progress) for keep, n in zip(last, totals, strict=True)]
+    return Budget(way, groups, last)
 
 
 def _on_the_way(keep: Keep, total: int, progress: Density) -> Keep:

@@ -41,7 +41,7 @@ def top(
     """
     if masks is not None:
         scores = _exclude(scores, masks)
-        _check_room(budget, tree.present(masks))
+        _check_room(budget, dict(tree.present(masks)))
     named = tree.present(scores)
     rules = pattern if isinstance(pattern, Mapping) else {'*': pattern}
     ways = tree.by_path(rules, dict(named))
@@ -51,7 +51,7 @@ def top(
     if floor:
         least = _at_least(floor, sizes(scores), units)
         budgets.check_room(budget, least, f'that a floor of {floor} keeps: lower it')
-        firm = _select(units, Budget([*least.values()], range(len(least))), always)
+        firm = _select(units, Budget([*least.values()], range(len(least)), []), always)
         units = {path: _firmly(units[path], mask) for path, mask in firm.items()}
     chosen = _select(units, budget, always)
     kept = [_spread(units[path], chosen[path], leaf) for path, leaf in named]
@@ -118,19 +118,15 @@ def _firmly(unit: Units, mask: jax.Array) -> Units:
     return unit._replace(scores=jnp.where(mask, jnp.full_like(unit.scores, jnp.inf), unit.scores))
 
 
-def _check_room(budget: Budget, named: list[tuple[str, jax.Array]]) -> None:
-    for group, keep in enumerate(budget.keeps):
-        members = [each for each, g in zip(named, budget.groups, strict=True) if g == group]
-        left = counting.count([mask for _, mask in members])
-        if (
-            not isinstance(keep, int)
-            or isinstance(left.low, jax.core.Tracer)
-            or keep <= counting.to_int(left)
-        ):
+def _check_room(budget: Budget, masks: Mapping[str, jax.Array]) -> None:
+    for keep, members in zip(budget.keeps, budgets.members_of(budget, masks), strict=True):
+        left = counting.count(list(members.values()))
+        if not isinstance(keep, int) or isinstance(left.low, jax.core.Tracer):
             continue
-        where = f'leaf {members[0][0]!r}' if len(members) == 1 else 'the tree'
-        raise ValueError(
-            f'the density asks for {keep} weights of {where}, of which the given '
-            f'masks keep only {counting.to_int(left)}: a density is relative to all prunable '
-            'weights'
-        )
+        if keep > counting.to_int(left):
+            where = f'leaf {next(iter(members))!r}' if len(members) == 1 else 'the tree'
+            raise ValueError(
+                f'the density asks for {keep} weights of {where}, of which the given '
+                f'masks keep only {counting.to_int(left)}: a density is relative to all prunable '
+                'weights'
+            )

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+T = TypeVar('T')
 WORD = 2**32  # one more than a uint32 holds
 LARGE = WORD  # entries of a leaf that are counted with carries and indexed in parts
 
@@ -31,9 +32,14 @@ def from_int(n: int) -> Count:
     Raises:
       ValueError: n is negative, or 2**64 or more.
     """
+    check(n)
+    return Count(jnp.uint32(n // WORD), jnp.uint32(n % WORD))
+
+
+def check(n: int) -> None:
+    """Raises `ValueError` unless a number of entries is in [0, 2**64)."""
     if not 0 <= n < WORD**2:
         raise ValueError(f'a count is {n}, expected an integer in [0, 2**64)')
-    return Count(jnp.uint32(n // WORD), jnp.uint32(n % WORD))
 
 
 def to_int(n: Count) -> int:
@@ -78,7 +84,7 @@ def share(density: jax.Array | float, total: int) -> Count:
     Raises:
       ValueError: total is negative, or 2**64 or more.
     """
-    from_int(total)
+    check(total)
     bits = lax.bitcast_convert_type(jnp.asarray(density, jnp.float32), jnp.uint32)
     exponent, m = bits >> 23, bits & (2**23 - 1)
     m = jnp.where(exponent > 0, m | 2**23, m)
@@ -90,9 +96,21 @@ def tally(*bits: jax.Array) -> Count:
     """Counts each of several boolean arrays of one shape, in one pass; a Count of shape (n,)."""
     if math.prod(bits[0].shape) >= LARGE:
         return stack([_tally_in_parts(b) for b in bits])
+    return alone_or_apart(lambda: _tally_together(*bits), lambda: _tally_apart(*bits))
+
+
+def tally_along(bits: jax.Array, *axes: int) -> Count:
+    """Counts the `True` entries along axes with carries: a sum alone makes XLA on CPU copy them."""
+    ones, zero = bits.astype(jnp.uint32), jnp.uint32(0)
+    carry = lambda a, b: tuple(add(Count(*a), Count(*b)))
+    return Count(*lax.reduce((jnp.zeros_like(ones), ones), (zero, zero), carry, axes))
+
+
+def alone_or_apart(alone: Callable[[], T], apart: Callable[[], T]) -> T:
+    """Calls `apart` where arrays may lie on several devices, for TPU always: it compiles ahead."""
     if jax.device_count() > 1:
-        return _tally_apart(*bits)
-    return lax.platform_dependent(*bits, tpu=_tally_apart, default=_tally_together)
+        return apart()
+    return lax.platform_dependent(tpu=apart, default=alone)
 
 
 def sum_by(counts: Count, reduce: Callable[[jax.Array], jax.Array]) -> Count:
@@ -149,6 +167,8 @@ def divide(n: Count, by: Count) -> Count:
 
 def constants(numbers: Sequence[int]) -> Count:
     """Stacks Python integers in [0, 2**64)."""
+    for n in numbers:
+        check(n)
     return Count(
         jnp.array([n // WORD for n in numbers], jnp.uint32),
         jnp.array([n % WORD for n in numbers], jnp.uint32),
@@ -165,9 +185,14 @@ def differ(a: Count, b: Count) -> jax.Array:
     return (a.high != b.high) | (a.low != b.low)
 
 
-def stack(counts: Sequence[Count]) -> Count:
-    """Stacks counts along a new first axis."""
-    return each(lambda *n: jnp.stack(n), *counts)
+def stack(counts: Sequence[int | Count]) -> Count:
+    """Stacks counts, or Python integers in [0, 2**64), along a new first axis."""
+    whole = [n for n in counts if isinstance(n, int)]
+    if len(whole) == len(counts):
+        return constants(whole)  # at once: eagerly each number would be an array of its own
+    return each(
+        lambda *n: jnp.stack(n), *(from_int(n) if isinstance(n, int) else n for n in counts)
+    )
 
 
 def each(f: Callable[..., jax.Array], *counts: Count) -> Count:
@@ -187,16 +212,10 @@ def _tally_apart(*bits: jax.Array) -> Count:
 
 
 def _tally_together(*bits: jax.Array) -> Count:
-    """By one reduction of all, which XLA on CPU runs at the speed of memory, without a copy.
-
-    Of a single array with carries, as a pair: one sum alone takes two steps, from a copy in 32
-    bits.
-    """
+    """By one reduction of all, which XLA on CPU runs at the speed of memory, without a copy."""
     ones, axes, zero = [b.astype(jnp.uint32) for b in bits], range(bits[0].ndim), jnp.uint32(0)
     if len(ones) == 1:
-        carry = lambda a, b: tuple(add(Count(*a), Count(*b)))
-        pair = lax.reduce((jnp.zeros_like(ones[0]), ones[0]), (zero, zero), carry, axes)
-        return each(lambda n: n[None], Count(*pair))
+        return each(lambda n: n[None], tally_along(bits[0], *axes))
     plus = lambda a, b: tuple(map(jnp.add, a, b))
     low = jnp.stack(lax.reduce(tuple(ones), (zero,) * len(ones), plus, axes))
     return Count(jnp.zeros_like(low), low)

@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxprune import budgets, choose, counting, patterns, tree
+from jaxprune import budgets, counting, patterns, tree
+from jaxprune import choose as choose_lib
 from jaxprune.packing import Packed, pack, unpack
 from jaxprune.patterns import Pattern
 from jaxprune.tree import Masks, Params, Scores
@@ -67,8 +69,8 @@ def global_top(
     Source: Renda, Frankle, Carbin 2020, arXiv:2003.02389, section 3 (global magnitude pruning).
     """
     scores, masks = _prepare(scores, masks)
-    budget = budgets.together(choose.sizes(scores), density, rules, progress)
-    chosen = choose.top(scores, budget, masks, pattern=pattern, floor=floor)
+    budget = budgets.together(choose_lib.sizes(scores), density, rules, progress)
+    chosen = choose_lib.top(scores, budget, masks, pattern=pattern, floor=floor)
     _check_kept(chosen, density, allow_empty)
     return chosen
 
@@ -104,8 +106,8 @@ def leaf_top(
       ValueError: as `global_top`, for the leaf that is named; a leaf without a density.
     """
     scores, masks = _prepare(scores, masks)
-    budget = budgets.apart(choose.sizes(scores), density, progress)
-    chosen = choose.top(scores, budget, masks, pattern=pattern)
+    budget = budgets.apart(choose_lib.sizes(scores), density, progress)
+    chosen = choose_lib.top(scores, budget, masks, pattern=pattern)
     _check_kept(chosen, density, allow_empty)
     return chosen
 
@@ -137,7 +139,7 @@ def iterated(
     density: float,
     *,
     rounds: int = 100,
-    select: Callable[[Scores, float | jax.Array, Masks], Masks] = global_top,
+    choose: Callable[[Scores, float | jax.Array, Masks], Masks] = global_top,
 ) -> Masks:
     """Prunes in many small steps without training, scoring anew what each step has left.
 
@@ -149,13 +151,13 @@ def iterated(
       params: any pytree of arrays.
       density: share of all scored weights that stays in the end, in (0, 1].
       rounds: number of steps, at least 1.
-      select: makes masks from scores, a density and the masks before, as `global_top` does.
+      choose: makes masks from scores, a density and the masks before, as `global_top` does.
 
     Returns:
       The masks of the last step.
 
     Raises:
-      ValueError: rounds below 1; as `select`.
+      ValueError: rounds below 1; as `choose`.
     Source: Tanaka et al. 2020, arXiv:2006.05467, algorithm 1.
     """
     if rounds < 1:
@@ -167,9 +169,9 @@ def iterated(
         params,
     )
     steps = jnp.array([density ** (k / rounds) for k in range(1, rounds)], jnp.float32)
-    narrow = lambda k, kept: select(score(apply(params, kept)), steps[k], kept)
+    narrow = lambda k, kept: choose(score(apply(params, kept)), steps[k], kept)
     masks = jax.lax.fori_loop(0, rounds - 1, narrow, masks)
-    return select(score(apply(params, masks)), density, masks)
+    return choose(score(apply(params, masks)), density, masks)
 
 
 def apply(params: Params, masks: Masks) -> Params:
@@ -242,7 +244,7 @@ def _check_finite(named: list[tuple[str, jax.Array]]) -> None:
         return
     with jax.ensure_compile_time_eval():
         found = _are_finite([leaf for _, leaf in named])
-        for (path, leaf), finite in zip(named, found, strict=True):
+        for (path, leaf), finite in zip(named, np.asarray(found), strict=True):
             if not finite:
                 nan, infinite = (
                     jnp.sum(test(leaf), dtype=jnp.uint32) for test in (jnp.isnan, jnp.isinf)
@@ -255,8 +257,8 @@ def _check_finite(named: list[tuple[str, jax.Array]]) -> None:
 
 
 @jax.jit  # one pass over the leaves, and one wait
-def _are_finite(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.isfinite(leaf).all() for leaf in leaves]
+def _are_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
 
 
 def _check_kept(masks: Masks, density: object, allow_empty: bool) -> None:
@@ -264,7 +266,7 @@ def _check_kept(masks: Masks, density: object, allow_empty: bool) -> None:
         return
     with jax.ensure_compile_time_eval():
         kept = _keep_some([mask for _, mask in tree.present(masks)])
-        for (path, mask), some in zip(tree.present(masks), kept, strict=True):
+        for (path, mask), some in zip(tree.present(masks), np.asarray(kept), strict=True):
             if mask.size and not some:
                 raise ValueError(
                     f'density {density} leaves leaf {path!r} with none of its {mask.size} weights, '
@@ -274,8 +276,8 @@ def _check_kept(masks: Masks, density: object, allow_empty: bool) -> None:
 
 
 @jax.jit
-def _keep_some(masks: list[jax.Array]) -> list[jax.Array]:
-    return [mask.any() for mask in masks]
+def _keep_some(masks: list[jax.Array]) -> jax.Array:
+    return jnp.stack([mask.any() for mask in masks])
 
 
 def _is_traced(values: object) -> bool:

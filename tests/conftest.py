@@ -1,10 +1,15 @@
-"""Eight virtual CPU devices; implicit promotion of dtypes and ranks is an error."""
+"""Eight virtual CPU devices; implicit promotion of dtypes and ranks is an error.
+
+Programs are compiled in haste: compiling takes most of the time, and what they compute is small.
+"""
 
 import os
 import tempfile
 
 os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+    os.environ.get('XLA_FLAGS', '')
+    + ' --xla_force_host_platform_device_count=8'
+    + ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
 # The workers, and the runs that tests start, share what they compile; each session starts afresh.
 if 'PYTEST_XDIST_WORKER' not in os.environ:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune import allocate, masks
+from jaxprune import allocate, masks, patterns
 
 SHAPES = {'conv': (3, 3, 8, 16), 'wide': (64, 128), 'out': (128, 10), 'bias': (10,)}
 PRUNABLE = ('conv', 'wide', 'out')
@@ -221,7 +221,21 @@ def test_iterated_scores_what_each_step_has_left():
         left = score(masks.apply(params, kept))
         kept = masks.global_top(left, density, kept, allow_empty=True)
     every = functools.partial(masks.global_top, allow_empty=True)
-    found = masks.iterated(score, params, 0.25, rounds=6, select=every)
+    found = masks.iterated(score, params, 0.25, rounds=6, choose=every)
     np.testing.assert_array_equal(found, kept)
     once = masks.global_top(score(params), 0.25)
     assert once[0, 0] and not kept[0, 0]
+
+
+def test_densities_by_path_are_not_for_global_top():
+    with pytest.raises(ValueError, match='densities by path are for leaf_top'):
+        masks.global_top([jnp.ones((4, 4))], {'0': 0.5})
+
+
+@pytest.mark.parametrize('select', [masks.global_top, masks.leaf_top])
+def test_a_target_that_a_pattern_cannot_reach_is_refused_on_the_way_there(select):
+    found, pattern = [jnp.ones((4, 4))], patterns.n_of_m(2, 4)
+    for run in (lambda f, p: f(p), lambda f, p: jax.jit(f)(p)):
+        narrow = lambda progress: select(found, 0.3, pattern=pattern, progress=progress)
+        with pytest.raises(ValueError, match='fewer than the 8 that n of m always keeps'):
+            run(narrow, 0.25)

@@ -90,16 +90,16 @@ def test_errors():
     with pytest.raises(ValueError, match='a count is 18446744073709551616'):
         counting.share(0.5, 2**64)
     with pytest.raises(ValueError, match=r'groups are \[0\], expected an index in \[0, 1\)'):
-        select.top([jnp.ones(2)] * 2, [counting.from_int(1)], (0,))
+        select.top([jnp.ones(2)] * 2, [1], (0,))
     with pytest.raises(ValueError, match=r'groups are \[0, 1\], expected an index in \[0, 1\)'):
-        select.top([jnp.ones(2)] * 2, [counting.from_int(1)], (0, 1))
+        select.top([jnp.ones(2)] * 2, [1], (0, 1))
     for sizes in ((1,), (1, 0), (2, -1), (1, 2.0), (1, np.float32(2))):
         with pytest.raises(
             ValueError, match=r'sizes are \[.*\], expected an integer of at least 1'
         ):
-            select.top([jnp.ones(2)] * 2, [counting.from_int(1)], (0, 0), sizes)
+            select.top([jnp.ones(2)] * 2, [1], (0, 0), sizes)
     with pytest.raises(ValueError, match='a count is 18446744073709551616'):
-        select.top([jnp.ones(2)] * 2, [counting.from_int(1)], (0, 0), (2**62, 2**63 - 2**62))
+        select.top([jnp.ones(2)] * 2, [1], (0, 0), (2**62, 2**63 - 2**62))
 
 
 def test_counting_holds_no_copy_of_the_mask(monkeypatch):

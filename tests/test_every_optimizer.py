@@ -22,15 +22,12 @@ import jaxprune as jp
 from jaxprune import gradual
 from jaxprune.gradual.wrapper import afresh
 
-pytestmark = [pytest.mark.promotes, pytest.mark.long]  # optax promotes
-
-# Compiles in half the time; these programs run for microseconds.
-HASTY = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+pytestmark = pytest.mark.promotes  # optax does
 
 # Optimizers under which no kept weight moves, since their updates are zero.
 STILL = {'set_to_zero'}
 
-# The optimizers that the methods of `gradual` run with in the default suite; with all, when slow.
+# The optimizers of the default suite; with all, the tests are slow.
 FEW = {'MultiSteps', 'adamw', 'lion', 'contrib.prodigy', 'contrib.schedule_free', 'lookahead'}
 
 NOT_FOR_RIGL = {
@@ -97,6 +94,10 @@ NUMBERS_ONLY = {
 WITH_RATE = [name for name, given in OPTIMIZERS.items() if not callable(given) and takes_rate(name)]
 
 
+def unless_few(names):
+    return [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def test_the_tables_name_all_that_optax_exports():
     names, tables = set(exported()), [OPTIMIZERS, EXCLUDED, OTHERS]
     print('\n' + '\n'.join(f'not tested: {name}: {why}' for name, why in EXCLUDED.items()))
@@ -129,10 +130,10 @@ def compiled(tx, name):
         updates, state = update(tx, name, state, params, seed)
         return optax.apply_updates(params, updates), state
 
-    return jax.jit(step, compiler_options=HASTY)
+    return jax.jit(step)
 
 
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@pytest.mark.parametrize('name', unless_few(OPTIMIZERS))
 def test_pruned_weights_are_zero_after_each_update(name):
     params = first = weights(name)  # dense, so the first update must land them on zero
     masks = half(params)
@@ -145,7 +146,7 @@ def test_pruned_weights_are_zero_after_each_update(name):
     jax.tree.map(np.testing.assert_array_equal, jp.get_masks(state), masks)
 
 
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@pytest.mark.parametrize('name', unless_few(OPTIMIZERS))
 def test_dense_masks_change_nothing_and_packed_ones_are_the_same(name):
     params = weights(name)
     plain, wrapped = make(name), jp.pruned(make(name))
@@ -158,10 +159,6 @@ def test_dense_masks_change_nothing_and_packed_ones_are_the_same(name):
     found, state = update(packed, name, packed.init(params), params)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert jp.packing.is_packed(state.masks)
-
-
-def unless_few(names):
-    return [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.mark.parametrize('name', unless_few(sorted(OPTIMIZERS.keys() - NOT_FOR_RIGL.keys())))
@@ -198,7 +195,7 @@ def test_gradual_pruning_holds_its_masks(name):
     assert counts[4] == total // 2
 
 
-@pytest.mark.parametrize('name', sorted(OPTIMIZERS.keys() - NO_TREE_MAP_PARAMS.keys()))
+@pytest.mark.parametrize('name', unless_few(sorted(OPTIMIZERS.keys() - NO_TREE_MAP_PARAMS.keys())))
 def test_afresh_renews_what_optax_says_belongs_to_a_parameter(name):
     tx, params = make(name), weights()
     state, fresh = tx.init(params), tx.init(jax.tree.map(jnp.zeros_like, params))
@@ -253,7 +250,9 @@ def counters(state):
     return [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.integer)]
 
 
-@pytest.mark.parametrize('name', [n for n in WITH_RATE if n not in SHARED | NUMBERS_ONLY])
+@pytest.mark.parametrize(
+    'name', unless_few([n for n in WITH_RATE if n not in SHARED | NUMBERS_ONLY])
+)
 def test_the_next_rate_is_that_of_the_step_rewound_to(name):
     calls = []
     tx = jp.pruned(make(name, counting(calls)))
@@ -307,7 +306,9 @@ def is_schedule(node):
     return isinstance(node, optax.ScaleByScheduleState)
 
 
-@pytest.mark.parametrize('name', [n for n in OPTIMIZERS if n not in SHARED | NUMBERS_ONLY])
+@pytest.mark.parametrize(
+    'name', unless_few([n for n in OPTIMIZERS if n not in SHARED | NUMBERS_ONLY])
+)
 def test_a_constant_rate_is_no_schedule(name):
     scheduled = {'scale_by_schedule'}
     state = jp.pruned(make(name)).init(weights(name))

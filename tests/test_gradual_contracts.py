@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import jaxprune as jp
 from jaxprune import gradual, masks, scores
 
-pytestmark = [pytest.mark.promotes, pytest.mark.long]  # optax promotes
+pytestmark = pytest.mark.promotes  # optax does
 
 DEVICES, STEPS = 8, 8
 SCHEDULE, KEY = gradual.cubic(0, 6, 2), jax.random.key(0)
@@ -106,7 +106,7 @@ def test_packed_in_a_scan(name):
         return (params, state), (params, jp.get_masks(state))
 
     stacked = jax.tree.map(lambda *g: jnp.stack(g), *GRADS)
-    (_, state), found = cases.jit(functools.partial(jax.lax.scan, step))(begin(tx), stacked)
+    (_, state), found = jax.jit(functools.partial(jax.lax.scan, step))(begin(tx), stacked)
     assert jp.packing.is_packed(state.pruned.masks)
     for i, expected in enumerate(plain(name)[0]):
         same(tuple(jax.tree.map(lambda x, i=i: np.asarray(x[i]), found)), tuple(expected))
@@ -118,7 +118,7 @@ def test_replicates_under_vmap(name):
     seeds = [jax.tree.map(jnp.asarray, cases.dyadic(seed)) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *w: jnp.stack(w), *seeds)
     params, state = jax.vmap(functools.partial(gradual.start, tx))(stacked)
-    step = cases.jit(jax.vmap(cases.stepper(tx), in_axes=(0, 0, None)))
+    step = jax.jit(jax.vmap(cases.stepper(tx), in_axes=(0, 0, None)))
     expected = [plain(name, seed)[0] for seed in (0, 1)]
     for i, g in enumerate(GRADS):
         params, state = step(params, state, g)
@@ -151,7 +151,7 @@ def test_sharded_parameters(name, packed):
 
     tx = METHODS[name](packed=packed)
     params, state = gradual.start(tx, place(cases.dyadic(0)))
-    step = cases.jit(cases.stepper(tx))
+    step = jax.jit(cases.stepper(tx))
     for g, expected in zip(GRADS, plain(name)[0], strict=True):
         params, state = step(params, state, place(g))
         same(here(params, jp.get_masks(state)), expected)
@@ -175,7 +175,7 @@ def test_rewinding_the_schedule_leaves_the_masks_step():
     schedule = optax.piecewise_constant_schedule(0.5, {2: 0.5})
     tx = gradual.prune(optax.sgd(schedule), 0.2, SCHEDULE)
     params, state = begin(tx)
-    step = cases.jit(cases.stepper(tx))
+    step = jax.jit(cases.stepper(tx))
     for g in GRADS[:3]:
         params, state = step(params, state, g)
     rewound = jp.rewind_schedule(state, 0)
@@ -219,7 +219,7 @@ def test_bfloat16_gradients_and_extra_arguments():
     )
     params, state = begin(tx)
     half = jax.tree.map(lambda g: jnp.asarray(g, jnp.bfloat16), GRADS)
-    step = cases.jit(lambda p, s, g: tx.update(g, s, p, value=jnp.float32(1)))
+    step = jax.jit(lambda p, s, g: tx.update(g, s, p, value=jnp.float32(1)))
     for g in half[:3]:
         updates, state = step(params, state, g)
         params = optax.apply_updates(params, updates)

@@ -10,7 +10,7 @@ from every_optimizer import LABELS, NO_BIAS, gradients, weights
 import jaxprune as jp
 from jaxprune import gradual
 
-pytestmark = [pytest.mark.promotes, pytest.mark.long]  # optax promotes
+pytestmark = pytest.mark.promotes  # optax does
 
 METHODS = {
     'pruned': jp.pruned,
@@ -151,6 +151,7 @@ DTYPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('moments', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('gradient', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('weight', [jnp.float32, jnp.bfloat16])

@@ -42,7 +42,9 @@ def prune(
       schedule: when masks change and how far on the way they are: `cubic`, `one_shot`, `periodic`.
       score: of the parameters and gradients of the step, such as `scores.taylor`; magnitude by
         default. One of weights alone is `lambda params, grads: scores.lamp(params)`.
-      choose: makes masks of scores, a density, present masks and `progress=`.
+      choose: makes masks of scores, a density, present masks and `progress=`. A global choice may
+        leave a leaf with nothing, which no traced step can tell: bind a floor, as in
+        `functools.partial(masks.global_top, floor=0.01)`.
       running: whether scores are summed over all updates, as for `scores.movement`, in at least
         float32.
       where: which leaves are prunable, by path and leaf.

@@ -77,7 +77,8 @@ def sparse_evolution(
       inner: any optax optimizer.
       density: of each leaf, in (0, 1]; or by path, such as that of `allocate.erdos_renyi`.
       key: a JAX random key for the first masks and for what returns.
-      schedule: when connections change: `periodic`, once an epoch in the paper.
+      schedule: when connections change: `periodic(every, begin=every)`, after each epoch in the
+        paper; without `begin` they change at the first step already.
       fraction: of the kept weights that a change drops, in (0, 1).
       pattern: what stays or goes together, for all leaves or by path.
       where: which leaves are prunable, by path and leaf.
@@ -216,7 +217,8 @@ def _check_room(drawn: Scores, fraction: float, layout: Layout) -> None:
     """Raises where the pattern would not let go of so many weights."""
     budget = _budget(drawn, layout)
     fewer = [n - round(fraction * n) for n in _counts(budget)]
-    trial = lambda s: choose.top(s, budget._replace(keeps=fewer), pattern=layout.pattern)
+    short = budget._replace(keeps=fewer, last=fewer)
+    trial = lambda s: choose.top(s, short, pattern=layout.pattern)
     try:
         jax.eval_shape(trial, drawn)
     except ValueError as error:
