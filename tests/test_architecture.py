@@ -12,18 +12,8 @@ import jaxprune as jp
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: {'tree', 'counting', 'ordered', 'precision', 'packing'},
-    1: {
-        'scores',
-        'ties',
-        'replicates',
-        'select',
-        'patterns',
-        'budgets',
-        'allocate',
-        'choose',
-        'masks',
-    },
+    0: {'tree', 'counting', 'precision', 'packing'},
+    1: {'scores', 'select', 'patterns', 'budgets', 'allocate', 'choose', 'masks'},
     2: {'optimizer', 'rewind', 'gradual', 'report'},
     3: {'rounds'},
     4: {'plots', '__init__'},

@@ -223,7 +223,16 @@ CASES = [(call, 'float32', function) for call in CALLS for function in FUNCTIONS
 CASES += [
     (call, 'bfloat16', function) for call in ('vmap', 'sharded rows, jit') for function in FUNCTIONS
 ]
-QUICK = {*SCORES, *OTHERS, 'global_top', 'leaf_top', 'pattern by path', 'pruned', 'rigl packed'}
+QUICK = {
+    'lamp',
+    'grasp',
+    'global_top',
+    'leaf_top',
+    'pattern by path',
+    'pack',
+    'pruned',
+    'rigl packed',
+}
 
 
 def unless_quick(case):

@@ -50,7 +50,7 @@ def test_products_and_quotients_are_exact():
 def test_counts_add_up_by_group():
     counts = counting.stack([counting.from_int(n) for n in NUMBERS])
     groups = tuple(i % 2 for i in range(len(NUMBERS)))
-    sums = select._by_group(counts, groups, 2)
+    sums = select.search._by_group(counts, groups, 2)
     for g in range(2):
         assert counting.to_int(counting.at(sums, g)) == sum(NUMBERS[g::2])
 

@@ -84,6 +84,7 @@ def test_one_trace_and_donated_arguments(name):
     assert any((early[k] != late[k]).any() for k in 'ab') == (name != 'static')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', METHODS)
 def test_resumed_training_has_the_same_bits(name):
     tx, step, traces = jitted(name)
@@ -97,6 +98,7 @@ def test_resumed_training_has_the_same_bits(name):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', METHODS)
 def test_packed_in_a_scan(name):
     tx = METHODS[name](packed=True)
@@ -140,7 +142,18 @@ def test_pmap(name):
 
 @pytest.mark.parametrize(
     ('name', 'packed'),
-    [('prune', True), ('straight_through', True), ('set', True), ('rigl', True), ('rigl', False)],
+    [
+        *(
+            pytest.param(name, packed, marks=pytest.mark.slow)
+            for name, packed in [
+                ('prune', True),
+                ('straight_through', True),
+                ('set', True),
+                ('rigl', False),
+            ]
+        ),
+        ('rigl', True),
+    ],
 )
 def test_sharded_parameters(name, packed):
     mesh = jax.make_mesh((DEVICES,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))

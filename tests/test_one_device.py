@@ -29,7 +29,7 @@ def compiled(groups):
 
 
 @pytest.mark.parametrize('groups', [(0,) * 7, tuple(range(7)), (0, 1, 0, 1, 1, 0, 1)])
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('dtype', [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 @pytest.mark.parametrize('ties', [False, True])
 def test_top_is_the_start_of_a_stable_sort(groups, dtype, ties):
     leaves = random_leaves(0, dtype, ties=ties, shapes=SHAPES)

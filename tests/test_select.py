@@ -62,7 +62,9 @@ def test_top_by_hand():
     assert swapped == [[[True, False], [True, True]], [False, True, False]]
 
 
-@pytest.mark.parametrize('dtype', [*MIXED, None])
+@pytest.mark.parametrize(
+    'dtype', [*(pytest.param(dtype, marks=pytest.mark.slow) for dtype in MIXED), None]
+)
 @pytest.mark.parametrize('ties', [False, True])
 @pytest.mark.parametrize('groups', [(0,) * 6, tuple(range(6)), (0, 1, 0, 1, 1, 0)])
 def test_top_is_the_start_of_a_stable_sort(dtype, ties, groups):
@@ -123,8 +125,15 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize('sizes', WEIGHTS, ids=str)
-@pytest.mark.parametrize('ties', [False, True])
-@pytest.mark.parametrize('groups', [(0,) * 6, tuple(range(6)), (0, 1, 0, 1, 1, 0)])
+@pytest.mark.parametrize('ties', [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize(
+    'groups',
+    [
+        pytest.param((0,) * 6, marks=pytest.mark.slow),
+        pytest.param(tuple(range(6)), marks=pytest.mark.slow),
+        (0, 1, 0, 1, 1, 0),
+    ],
+)
 def test_entries_of_several_weights_against_loops(sizes, ties, groups):
     rng = np.random.default_rng(0)
     for seed in range(2):

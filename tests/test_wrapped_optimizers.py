@@ -18,6 +18,10 @@ METHODS = {
     'prune': lambda tx: gradual.prune(tx, 0.5, gradual.cubic(0, 2, 1)),
     'rigl': lambda tx: gradual.rigl(tx, 0.5, jax.random.key(0), every=1, end=4),
 }
+QUICK = [
+    name if name in ('packed', 'rigl') else pytest.param(name, marks=pytest.mark.slow)
+    for name in METHODS
+]
 
 
 def two_groups(method):
@@ -63,7 +67,7 @@ def zeros_where_pruned(masks, params):
 
 
 @pytest.mark.parametrize('wrapper', WRAPPERS)
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', QUICK)
 def test_masks_hold_and_go_round_inside(method, wrapper):
     tx = WRAPPERS[wrapper](METHODS[method])
     params, state = gradual.start(tx, weights())
@@ -198,7 +202,7 @@ def test_dtypes_mix_where_masks_change(method, gradient, weight):
     assert {w.dtype for w in jax.tree.leaves(params)} == {jnp.dtype(weight)}
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', QUICK)
 def test_two_wrappers_one_inside_the_other_are_refused(method):
     tx = jp.pruned(METHODS[method](optax.sgd(0.1)))
     with pytest.raises(ValueError, match='one inside another: wrap the optimizer once'):

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune import counting, ordered
+from jaxprune import counting
 from jaxprune.counting import Count
+from jaxprune.select import ordered
 
 ROW = 1024  # entries
 Maker: TypeAlias = Callable[[], jax.Array]

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune import counting, ordered, replicates, ties
+from jaxprune import counting
 from jaxprune.counting import Count
-from jaxprune.ties import Leaf
+from jaxprune.select import ordered, replicates, ties
+from jaxprune.select.ties import Leaf
 
 Cut: TypeAlias = tuple[jax.Array, list[jax.Array]]
 """The key that scores must exceed, and where those equal to it no longer stay; see `ties`."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxprune.ties import Leaf
+from jaxprune.select.ties import Leaf
 
 Result = TypeVar('Result')
 
