@@ -1,6 +1,7 @@
 """Masks: which weights stay, made from scores at an exact count, and put onto parameters."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ __all__ = [
     'leaf_top',
     'n_of_m',
     'pack',
+    'shuffle',
     'unpack',
 ]
 
@@ -172,6 +174,30 @@ def iterated(
     narrow = lambda k, kept: choose(score(apply(params, kept)), steps[k], kept)
     masks = jax.lax.fori_loop(0, rounds - 1, narrow, masks)
     return choose(score(apply(params, masks)), density, masks)
+
+
+def shuffle(masks: Masks, key: jax.Array) -> Masks:
+    """Permutes each mask within its leaf: the control that keeps how much each layer keeps.
+
+    Args:
+      masks: booleans, `None` where not prunable.
+      key: a JAX random key; each leaf draws from the key folded with its place among the leaves.
+
+    Returns:
+      Masks of the same structure and shapes, with the same number kept in each leaf.
+    Source: Frankle et al. 2021, arXiv:2009.08576, section 5 (random shuffling).
+    """
+    places = {path: place for place, (path, _) in enumerate(tree.named_leaves(masks))}
+
+    def visit(path: tuple[Any, ...], mask: jax.Array | None) -> jax.Array | None:
+        if mask is None:
+            return None
+        own = jax.random.fold_in(key, places[tree.path_name(path)])
+        return jax.random.permutation(own, mask.reshape(-1)).reshape(mask.shape)
+
+    masks = unpack(masks)
+    tree.check_masks(masks, masks)
+    return jax.tree.map_with_path(visit, masks, is_leaf=tree.is_none)
 
 
 def apply(params: Params, masks: Masks) -> Params:

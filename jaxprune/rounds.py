@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import jax
+import optax
 
 from jaxprune import masks as masks_lib
 from jaxprune import optimizer, rewind, scores, tree
 from jaxprune.rewind import Point
-from jaxprune.tree import Masks
+from jaxprune.tree import Masks, Params
 
 Prune: TypeAlias = Callable[[Point, float], Masks]
 """Chooses the masks of an absolute density, from a trained point."""
@@ -82,14 +83,16 @@ def prune_magnitude(point: Point, density: float) -> Masks:
     return masks_lib.global_top(magnitudes, density, present)
 
 
-def lr_rewind(step: int = 0) -> Retrain:
+def lr_rewind(step: int = 0, *, init: Callable[[Params], optax.OptState] | None = None) -> Retrain:
     """Retrains from the final weights, at the schedule rewound to a step.
 
-    Moments and batch statistics go on.
+    Moments and batch statistics go on. With a schedule that `rates.extend` made, a step at which
+    rates of its own begin makes the technique of that name.
 
     Args:
       step: step of the schedule to return to; 0 replays it all, with its warm-up, and the last
         t steps of a schedule of T begin at T - t.
+      init: that of the optimizer, where moments shall begin afresh in each round.
 
     Returns:
       The technique, for `iterate`.
@@ -101,6 +104,8 @@ def lr_rewind(step: int = 0) -> Retrain:
     rewind.check_step(step)
 
     def retrain(point: Point, masks: Masks) -> Point:
+        if init is not None:
+            point = point._replace(opt_state=init(point.params))
         point = rewind.put_masks(point, masks)
         return point._replace(opt_state=rewind.rewind_schedule(point.opt_state, step))
 
@@ -109,6 +114,8 @@ def lr_rewind(step: int = 0) -> Retrain:
 
 def weight_rewind(stored: Point) -> Retrain:
     """Retrains from the weights, moments, batch statistics and schedule of a stored step.
+
+    A point drawn anew is the control of reinitialised tickets.
 
     Args:
       stored: point of the dense training at the rewind step.

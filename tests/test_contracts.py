@@ -74,10 +74,14 @@ def trained(packed, tx, params):
     params, state = gradual.start(tx(packed), params)
     if tx is METHODS['pruned']:
         state = jp.set_masks(state, half(params))
-    for _ in range(3):
+
+    def step(carry, _):
+        params, state = carry
         grads = jax.tree.map(lambda w: w[::-1], params)
         updates, state = tx(packed).update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.lax.scan(step, (params, state), length=3)
     return params, state
 
 

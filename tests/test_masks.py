@@ -191,3 +191,21 @@ def test_masks_that_are_not_boolean_are_refused():
     ):
         with pytest.raises(ValueError, match="masks are float32 at 'a', expected bool"):
             use()
+
+
+def test_shuffle_keeps_how_much_each_leaf_keeps():
+    kept = {'a': jnp.arange(60).reshape(6, 10) < 7, 'b': [jnp.arange(40) < 40], 'c': None}
+    found = [jp.masks.shuffle(kept, jax.random.key(seed)) for seed in range(20)]
+    for each in found:
+        assert int(each['a'].sum()) == 7 and each['b'][0].all() and each['c'] is None
+    assert len({np.asarray(each['a']).tobytes() for each in found}) == 20
+    often = sum(np.asarray(each['a'], int) for each in found)
+    assert often[0].sum() < 20 * 7 / 2  # not where they were
+    again = jax.jit(jp.masks.shuffle)(kept, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, again, found[0])
+
+
+def test_shuffle_by_leaf_draws_independently():
+    kept = [jnp.arange(50) < 25, jnp.arange(50) < 25]
+    first, second = jp.masks.shuffle(kept, jax.random.key(0))
+    assert (first != second).any()

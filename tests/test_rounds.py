@@ -144,3 +144,26 @@ def test_the_rewind_point_survives_training_that_donates():
     levels = rounds.iterate(first_point(), lambda point, _: donating(point), [0.5, 0.3], technique)
     assert len(list(levels)) == 2
     assert jnp.isfinite(stored.params['kernel']).all()
+
+
+def test_moments_that_begin_afresh():
+    """One step after the round begins, momentum holds that step's gradient alone."""
+    point = train(first_point())
+    masks = rounds.prune_magnitude(point, 0.5)
+    kept, fresh = (
+        rounds.lr_rewind(1, init=init)(point, masks).opt_state for init in (None, TX.init)
+    )
+    trace = lambda state: state.inner_state[0].trace
+    assert (trace(kept)['kernel'] != 0).any()
+    assert (trace(fresh)['kernel'] == 0).all()
+    assert int(fresh.inner_state[1].count) == int(kept.inner_state[1].count) == 1
+    jax.tree.map(np.testing.assert_array_equal, jp.get_masks(fresh), masks)
+
+
+def test_a_reinitialised_ticket_has_new_weights_under_the_masks():
+    point, drawn = train(first_point()), first_point()
+    masks = rounds.prune_magnitude(point, 0.5)
+    found = rounds.weight_rewind(drawn)(point, masks)
+    np.testing.assert_array_equal(
+        found.params['kernel'], jnp.where(masks['kernel'], drawn.params['kernel'], 0)
+    )
