@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.prune.allocation = 'global_top'  # or 'leaf_top': the same density in each layer
 
     c.retrain = ml_collections.ConfigDict()
-    c.retrain.techniques = ('lr_rewind', 'fine_tune')  # and 'weight_rewind'
+    c.retrain.techniques = ('lr_rewind', 'fine_tune')  # 'weight_rewind', 'slr', 'clr', 'llr'
     c.retrain.share = 1.0  # of train.steps that a round takes: the last ones of the schedule
 
     c.checkpoint = ml_collections.ConfigDict()

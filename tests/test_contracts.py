@@ -54,7 +54,8 @@ METHODS = {
 
 
 def half(params):
-    return masks.global_top(scores.magnitude(params), 0.5)
+    """Masks that are quick to compile."""
+    return jp.tree.map_prunable(lambda _, w: jnp.abs(w) > 1, params)
 
 
 def output(params):
@@ -110,7 +111,7 @@ SCORES = {
 CHOICES = {
     'global_top': lambda params: masks.global_top(scores.magnitude(params), 0.3),
     'global_top within masks': lambda params: masks.global_top(
-        scores.magnitude(params), 0.3, half(params)
+        scores.magnitude(params), 0.1, half(params)
     ),
     'rules and floor': lambda params: masks.global_top(
         scores.magnitude(params), 0.3, rules={'tied': 0.5}, floor=0.1, progress=0.75
@@ -124,6 +125,7 @@ OTHERS = {
     'apply': lambda params: masks.apply(params, half(params)),
     'pack': lambda params: masks.pack(half(params)),
     'unpack': lambda params: masks.unpack(masks.pack(half(params))),
+    'shuffle': lambda params: masks.shuffle(half(params), KEY),
     'density': lambda params: jnp.float32(masks.density(half(params))),
     'rewind_schedule': lambda params: jp.rewind_schedule(jp.pruned(SGD).init(params), 2),
     'put_masks': lambda params: jp.rewind.put_masks(

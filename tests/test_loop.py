@@ -184,13 +184,15 @@ def captured(config, workdir, monkeypatch):
 
 
 def test_what_each_technique_starts_from(prepared, tmp_path, monkeypatch):
-    config = tiny(prepared, model__name='convnet', prune__levels=1)
+    own = {'fine_tune': 40, 'slr': 60, 'clr': 80, 'llr': 100}
+    techniques = ('lr_rewind', 'weight_rewind', *own)
+    config = tiny(prepared, model__name='convnet', prune__levels=1, retrain__techniques=techniques)
     starts, ends = captured(config, tmp_path / 'run', monkeypatch)
     kernel = lambda point: point.params['Dense_0']['kernel']
     mean = lambda point: point.extra['batch_stats']['BatchNorm_0']['mean']
     count = lambda point: int(jax.tree.leaves(point.opt_state.inner_state[1][1])[0])
     dense = ends['dense', 0]
-    for technique, schedule in (('lr_rewind', 20), ('fine_tune', 40)):
+    for technique, schedule in {'lr_rewind': 20, **own}.items():
         start = starts[technique, 1]
         kept = jp.get_masks(start.opt_state)['Dense_0']['kernel']
         np.testing.assert_array_equal(kernel(start), np.where(kept, kernel(dense), 0))
@@ -202,7 +204,7 @@ def test_what_each_technique_starts_from(prepared, tmp_path, monkeypatch):
     assert (mean(rewound) != mean(dense)).all()
     assert count(rewound) == 20
     with checkpoint.open_store(tmp_path / 'run' / 'checkpoints', []) as store:
-        assert {20, 40, 60, 80, 100} <= set(store.all_steps())
+        assert {20, 40, 60, 80, 100, 120, 140, 160} <= set(store.all_steps())
 
 
 def test_the_schedule_of_a_config():
@@ -212,6 +214,25 @@ def test_the_schedule_of_a_config():
     steps = [0, 5, 10, 449, 451, 674, 676, 5000]
     expected = [0, 0.05, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
     np.testing.assert_allclose([float(rate(step)) for step in steps], expected, rtol=1e-5)
+
+
+def test_the_rates_of_techniques_lie_behind_the_dense_ones():
+    config = digits.get_config()
+    schedule, starts = step_lib.rates(config)
+    assert starts == {'fine_tune': 900, 'slr': 1800, 'clr': 2700, 'llr': 3600}
+    dense = step_lib.schedule(config)
+    assert [float(schedule(s)) for s in (0, 451, 899)] == [float(dense(s)) for s in (0, 451, 899)]
+    found = {
+        name: [float(schedule(start + s)) for s in (0, 90, 898)] for name, start in starts.items()
+    }
+    expected = {
+        'fine_tune': [0.001, 0.001, 0.001],
+        'slr': [0.001, 0.1, 0.001],
+        'clr': [0.001, 0.1, 0.001 + 0.099 * (1 + np.cos(np.pi * 808 / 810)) / 2],
+        'llr': [0.1, 0.09, 0.1 * 2 / 900],
+    }
+    for name, rates in expected.items():
+        np.testing.assert_allclose(found[name], rates, rtol=1e-3)
 
 
 @pytest.mark.parametrize('name', ['adam', 'adamw'])

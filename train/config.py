@@ -9,7 +9,7 @@ import ml_collections
 from jaxprune import rounds
 from train.errors import BadInput
 
-TECHNIQUES = ('lr_rewind', 'weight_rewind', 'fine_tune')
+TECHNIQUES = ('lr_rewind', 'weight_rewind', 'fine_tune', 'slr', 'clr', 'llr')
 
 _CHOICES: dict[str, Sequence[str]] = {
     'data.normalize': ('dataset', 'per_image'),

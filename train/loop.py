@@ -188,8 +188,8 @@ def begin(run: Run, segment: Segment) -> TrainState:
 def technique(run: Run, segment: Segment) -> rounds.Retrain:
     """Makes the retraining technique of a segment; each retrains for as many steps."""
     steps = run.config.train.steps
-    if segment.technique == 'fine_tune':
-        return rounds.fine_tune(steps)
+    if segment.technique in run.trainer.starts:
+        return rounds.lr_rewind(run.trainer.starts[segment.technique])
     if segment.technique == 'lr_rewind':
         return rounds.lr_rewind(steps - config_lib.retrain_steps(run.config))
     dense = next(s for s in run.timeline if s.level == 0 and s.replicate == segment.replicate)

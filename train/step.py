@@ -40,6 +40,8 @@ class Trainer(NamedTuple):
     one NaN where a weight is no longer finite."""
     correct: Callable[[jp.Point, data.Split], jax.Array]
     """Tells for each example whether it is classified rightly."""
+    starts: Mapping[str, int]
+    """Where in the schedule the techniques begin that retrain at rates of their own."""
     sharding: NamedSharding
     """Layout of states and of data: replicated over the mesh."""
 
@@ -57,9 +59,21 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), constant], [warmup])
 
 
+def rates(config: ml_collections.ConfigDict) -> jp.rates.Extended:
+    """Makes the learning rate by step, with that of each technique behind the dense one."""
+    dense, steps = schedule(config), config_lib.retrain_steps(config)
+    highest, lowest = config.optimizer.learning_rate, float(dense(config.train.steps))
+    own = {
+        'slr': jp.rates.slr(highest, lowest, steps),
+        'clr': jp.rates.clr(highest, lowest, steps),
+        'llr': jp.rates.llr(highest, steps),
+    }
+    return jp.rates.extend(dense, config.train.steps, own, steps)
+
+
 def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformationExtraArgs:
     """Makes the optimizer of a config, wrapped so that pruned weights stay at zero."""
-    rate, c = schedule(config), config.optimizer
+    rate, c = rates(config).schedule, config.optimizer
     if c.name == 'adamw':
         return jp.pruned(optax.adamw(rate, weight_decay=c.weight_decay))
     if c.name == 'adam':
@@ -162,6 +176,7 @@ def make_trainer(
         jax.jit(init, out_shardings=replicated),
         jax.jit(train, donate_argnums=0, out_shardings=replicated),
         jax.jit(correct, out_shardings=replicated),
+        rates(config).starts,
         replicated,
     )
 
