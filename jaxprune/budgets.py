@@ -1,8 +1,9 @@
 """Budgets: how many weights each leaf keeps, or a group of leaves together."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,11 @@ def together(
 
 
 def apart(
-    sizes: Mapping[str, int], density: Density | Mapping[str, float], progress: Density
+    sizes: Mapping[str, int],
+    density: Density | Mapping[str, float],
+    progress: Density,
+    *,
+    allow_empty: bool = False,
 ) -> Budget:
     """Gives each leaf its own budget.
 
@@ -76,6 +81,7 @@ def apart(
       sizes: weights of each leaf by path.
       density: share of each leaf that stays, in (0, 1], or such shares by path or pattern.
       progress: share of the way from dense to these densities, in [0, 1].
+      allow_empty: whether a density may be 0, or so small that nothing stays.
 
     Returns:
       The budget; group i is leaf i.
@@ -94,29 +100,31 @@ def apart(
     last = [
         counting.share(densities[path], size)
         if _is_traced(densities[path])
-        else whole(densities[path], size, f'leaf {path!r}')
+        else whole(densities[path], size, f'leaf {path!r}', allow_empty=allow_empty)
         for path, size in sizes.items()
     ]
     return _budget(last, list(sizes.values()), list(range(len(sizes))), progress)
 
 
-def whole(density: Density, total: int, where: str) -> int:
+def whole(density: Density, total: int, where: str, *, allow_empty: bool = False) -> int:
     """Rounds density · total to a whole number of weights, halves to even.
 
     Args:
       density: share that stays, in (0, 1].
       total: number of weights.
       where: whose weights they are, for the message.
+      allow_empty: whether the density may be 0, or so small that nothing stays.
 
     Returns:
-      Weights to keep, at least 1.
+      Weights to keep, at least 1 of some.
 
     Raises:
       ValueError: a density outside (0, 1], or so small that nothing stays.
     """
-    check_density(density)
+    if not (allow_empty and is_number(density) and float(density) == 0):
+        check_density(density, where)
     keep = round(float(density) * total)
-    if keep == 0:
+    if keep == 0 and total and not allow_empty:
         raise ValueError(
             f'density {density} keeps none of the {total} weights of {where}: '
             f'ask for at least {1 / max(total, 1):.3g}'
@@ -154,35 +162,46 @@ def members_of(budget: Budget, leaves: Mapping[str, T]) -> list[dict[str, T]]:
     return found
 
 
-def without(budget: Budget, always: Mapping[str, int]) -> list[Keep]:
+def without(budget: Budget, always: Mapping[str, Keep]) -> list[Keep]:
     """Takes from each group's budget what stays whatever is chosen; none is left of one too small.
 
     Args:
       budget: weights to keep.
-      always: for each leaf by path, weights that stay anyway.
+      always: for each leaf by path, weights that stay anyway; counts may be traced.
 
     Returns:
       For each group the weights left to choose.
     """
     left: list[Keep] = []
     for keep, members in zip(budget.keeps, members_of(budget, always), strict=True):
-        firm = sum(members.values())
-        if isinstance(keep, int):
-            left.append(max(keep - firm, 0))
+        whole = sum(n for n in members.values() if isinstance(n, int))
+        counted = [n for n in members.values() if not isinstance(n, int)]
+        if isinstance(keep, int) and not counted:
+            left.append(max(keep - whole, 0))
         else:
-            left.append(_at_least_none(keep, counting.from_int(firm)))
+            firm = functools.reduce(counting.add, counted, counting.from_int(whole))
+            wanted = counting.from_int(keep) if isinstance(keep, int) else keep
+            left.append(_at_least_none(wanted, firm))
     return left
 
 
-def check_density(density: Density) -> None:
+def check_density(density: Density, where: str = 'the tree') -> None:
     """Raises `ValueError` unless a density is a number in (0, 1]."""
     if isinstance(density, Mapping):
         raise ValueError(
-            'densities by path are for leaf_top; global_top takes one density, and rules= for '
-            f'single leaves; got {density!r}'
+            'densities by path are for masks.leaf_top; this takes one density, and global_top '
+            f'rules= for single leaves; got {density!r}'
         )
-    if isinstance(density, str) or np.ndim(density) or not 0 < float(density) <= 1:
-        raise ValueError(f'density must be a number in (0, 1], got {density!r}')
+    if not is_number(density) or not 0 < float(density) <= 1:
+        raise ValueError(f'density of {where} must be a number in (0, 1], got {density!r}')
+
+
+def is_number(value: Any) -> bool:
+    """Tells whether a value is one real number, of Python, NumPy or JAX; not a boolean."""
+    if isinstance(value, str | bytes | bool) or value is None or np.ndim(value):
+        return False
+    dtype = jnp.result_type(value) if isinstance(value, jax.Array) else np.asarray(value).dtype
+    return bool(jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer))
 
 
 def _at_least_none(keep: Count, firm: Count) -> Count:
@@ -227,7 +246,7 @@ def _budget(
 def _on_the_way(keep: Keep, total: int, progress: Density) -> Keep:
     """The weights kept when a share of those to be pruned is: all of them at 0, `keep` at 1."""
     if not _is_traced(progress):
-        if isinstance(progress, str) or np.ndim(progress) or not 0 <= float(progress) <= 1:
+        if not is_number(progress) or not 0 <= float(progress) <= 1:
             raise ValueError(f'progress must be a number in [0, 1], got {progress!r}')
         if float(progress) == 1:
             return keep
@@ -235,7 +254,7 @@ def _on_the_way(keep: Keep, total: int, progress: Density) -> Keep:
         raise ValueError('with progress, the density must be a number, not traced')
     if not _is_traced(progress):
         return total - round(Fraction(float(np.float32(progress))) * (total - keep))
-    pruned = counting.share(progress, total - keep)
+    pruned = counting.share(progress, total - keep)  # at most all of them
     return counting.subtract(counting.from_int(total), pruned)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import budgets, counting, patterns, select, tree
-from jaxprune.budgets import Budget
+from jaxprune.budgets import Budget, Keep
 from jaxprune.patterns import Pattern, Units
 from jaxprune.tree import Masks, Scores
 
@@ -45,12 +45,17 @@ def top(
     named = tree.present(scores)
     rules = pattern if isinstance(pattern, Mapping) else {'*': pattern}
     ways = tree.by_path(rules, dict(named))
+    whole = {path for path, leaf in named if not leaf.size}  # of nothing no block is made
+    ways = {path: way for path, way in ways.items() if path not in whole}
     units = {path: ways.get(path, patterns.unstructured)(path, leaf) for path, leaf in named}
-    always = {path: unit.always for path, unit in units.items()}
-    budgets.check_room(budget, always, 'that n of m always keeps: ask for more')
+    bound = {path: unit.always for path, unit in units.items()}
+    always = bound if masks is None else _inside(units, dict(tree.present(masks)))
+    budgets.check_room(budget, bound, 'that n of m always keeps: ask for more')
     if floor:
         least = _at_least(floor, sizes(scores), units)
         budgets.check_room(budget, least, f'that a floor of {floor} keeps: lower it')
+        if masks is not None:
+            _check_floor(floor, least, dict(tree.present(masks)))
         firm = _select(units, Budget([*least.values()], range(len(least)), []), always)
         units = {path: _firmly(units[path], mask) for path, mask in firm.items()}
     chosen = _select(units, budget, always)
@@ -86,7 +91,7 @@ def _below(score: jax.Array, mask: jax.Array) -> jax.Array:
 
 def _at_least(floor: float, sizes: Mapping[str, int], units: Mapping[str, Units]) -> dict[str, int]:
     """Weights that each leaf keeps at least, in whole units."""
-    if isinstance(floor, str) or not 0 <= floor < 1:
+    if not budgets.is_number(floor) or not 0 <= float(floor) < 1:
         raise ValueError(f'floor must be a number in [0, 1), got {floor!r}')
     least = {}
     for path, unit in units.items():
@@ -96,7 +101,7 @@ def _at_least(floor: float, sizes: Mapping[str, int], units: Mapping[str, Units]
 
 
 def _select(
-    units: Mapping[str, Units], budget: Budget, always: Mapping[str, int]
+    units: Mapping[str, Units], budget: Budget, always: Mapping[str, Keep]
 ) -> dict[str, jax.Array]:
     chosen = select.top(
         [unit.scores for unit in units.values()],
@@ -114,8 +119,28 @@ def _spread(unit: Units, chosen: jax.Array, scores: jax.Array) -> jax.Array:
 
 
 def _firmly(unit: Units, mask: jax.Array) -> Units:
-    """The unit with scores that stay before all others where the mask is True."""
+    """The unit with scores that stay before all others where the mask is True; not what may not."""
+    mask &= unit.scores > -jnp.inf
     return unit._replace(scores=jnp.where(mask, jnp.full_like(unit.scores, jnp.inf), unit.scores))
+
+
+def _inside(units: Mapping[str, Units], masks: Mapping[str, jax.Array]) -> dict[str, Keep]:
+    """Of what each leaf keeps whatever is chosen, how much is inside its mask."""
+    always: dict[str, Keep] = {}
+    for path, unit in units.items():
+        none = jnp.zeros_like(unit.scores, bool)
+        always[path] = counting.count([unit.spread(none) & masks[path]]) if unit.always else 0
+    return always
+
+
+def _check_floor(floor: float, least: Mapping[str, int], masks: Mapping[str, jax.Array]) -> None:
+    for path, keep in least.items():
+        left = counting.count([masks[path]])
+        if not isinstance(left.low, jax.core.Tracer) and keep > counting.to_int(left):
+            raise ValueError(
+                f'a floor of {floor} keeps {keep} weights of leaf {path!r}, of which the given '
+                f'masks keep only {counting.to_int(left)}: lower it'
+            )
 
 
 def _check_room(budget: Budget, masks: Mapping[str, jax.Array]) -> None:

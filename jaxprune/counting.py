@@ -75,7 +75,7 @@ def share(density: jax.Array | float, total: int) -> Count:
     of 16 bits, then shifted. A Python float is first rounded to float32, so jit changes nothing.
 
     Args:
-      density: share in [0, 1], a scalar; may be traced.
+      density: share in [0, 1], a scalar; may be traced; beyond its range the nearer end.
       total: number of entries, in [0, 2**64).
 
     Returns:
@@ -85,7 +85,8 @@ def share(density: jax.Array | float, total: int) -> Count:
       ValueError: total is negative, or 2**64 or more.
     """
     check(total)
-    bits = lax.bitcast_convert_type(jnp.asarray(density, jnp.float32), jnp.uint32)
+    density = jnp.clip(jnp.asarray(density, jnp.float32), 0.0, 1.0)
+    bits = lax.bitcast_convert_type(density, jnp.uint32)
     exponent, m = bits >> 23, bits & (2**23 - 1)
     m = jnp.where(exponent > 0, m | 2**23, m)
     shift = jnp.minimum(150 - jnp.maximum(exponent, 1), 96)  # the product is below 2**88

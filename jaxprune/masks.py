@@ -46,9 +46,10 @@ def global_top(
     nothing is sorted or gathered.
 
     Args:
-      scores: higher stays; a floating-point tree, `None` where not prunable.
+      scores: higher stays; a floating-point tree, `None` where not prunable. Traced ones cannot be
+        checked: where a NaN ranks, and with `masks` how many stay then, is not defined.
       density: share of all scored weights that stays, in (0, 1]. A traced value is taken as
-        the float32 it is, and cannot be checked: outside, none or all stay.
+        the float32 it is, and cannot be checked: below 0 none stay, above 1 all.
       masks: where given, only weights that it keeps can stay: pruned weights do not come back.
       pattern: what stays or goes together, for all leaves or by path; leaves without one are
         unstructured.
@@ -56,7 +57,8 @@ def global_top(
         highest scores, the other leaves share what is left of the budget.
       floor: share of each leaf that stays at least, its highest scores; rounded up.
       progress: share of the way from dense to `density`, in [0, 1], may be traced: at p,
-        n - round(p · (n - round(density · n))) weights stay.
+        n - round(p · (n - round(density · n))) weights stay. A traced one beyond its range is
+        taken as the nearer end.
       allow_empty: whether a leaf may be left with nothing, which cuts the network in two; it
         cannot be told of traced scores.
 
@@ -99,7 +101,8 @@ def leaf_top(
       masks: where given, only weights that it keeps can stay.
       pattern: what stays or goes together, for all leaves or by path.
       progress: share of the way from dense to `density`, as in `global_top`.
-      allow_empty: whether a leaf may be left with nothing, where no block fits its budget.
+      allow_empty: whether a leaf may be left with nothing, by a density of 0 or where no block fits
+        its budget.
 
     Returns:
       A boolean tree of the structure of `scores`.
@@ -108,7 +111,7 @@ def leaf_top(
       ValueError: as `global_top`, for the leaf that is named; a leaf without a density.
     """
     scores, masks = _prepare(scores, masks)
-    budget = budgets.apart(choose_lib.sizes(scores), density, progress)
+    budget = budgets.apart(choose_lib.sizes(scores), density, progress, allow_empty=allow_empty)
     chosen = choose_lib.top(scores, budget, masks, pattern=pattern)
     _check_kept(chosen, density, allow_empty)
     return chosen
@@ -159,18 +162,18 @@ def iterated(
       The masks of the last step.
 
     Raises:
-      ValueError: rounds below 1; as `choose`.
+      ValueError: rounds that are not a whole number from 1; as `choose`.
     Source: Tanaka et al. 2020, arXiv:2006.05467, algorithm 1.
     """
-    if rounds < 1:
-        raise ValueError(f'rounds must be at least 1, got {rounds}')
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f'rounds must be a whole number from 1, got {rounds!r}')
     budgets.check_density(density)
     masks = tree.map_masked(
         lambda s, w: None if s is None else jnp.ones_like(w, bool),
         jax.eval_shape(score, params),
         params,
     )
-    steps = jnp.array([density ** (k / rounds) for k in range(1, rounds)], jnp.float32)
+    steps = jnp.array([density ** (k / rounds) for k in range(1, rounds + 1)], jnp.float32)
     narrow = lambda k, kept: choose(score(apply(params, kept)), steps[k], kept)
     masks = jax.lax.fori_loop(0, rounds - 1, narrow, masks)
     return choose(score(apply(params, masks)), density, masks)
@@ -256,11 +259,17 @@ def _prepare(scores: Scores, masks: Masks | None) -> tuple[Scores, Masks | None]
             raise ValueError(
                 f'scores must be floating-point, but leaf {path!r} is {jnp.result_type(leaf)}'
             )
+    for path, leaf in named:
+        if isinstance(leaf, np.ndarray) and leaf.dtype != jnp.asarray(leaf).dtype:
+            raise ValueError(
+                f'scores of leaf {path!r} are {leaf.dtype}, which JAX would round to '
+                f'{jnp.asarray(leaf).dtype}: cast them, or use jax.enable_x64'
+            )
     scores = jax.tree.map(jnp.asarray, scores)
     _check_finite(tree.present(scores))
     if masks is not None:
         masks = unpack(masks)
-        tree.check_masks(masks, scores)
+        tree.check_masks(masks, scores, like='scores')
         masks = tree.in_structure_of(masks, scores)
     return scores, masks
 

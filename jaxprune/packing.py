@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune import tree
 from jaxprune.tree import Masks
 
 BYTE = 8
@@ -39,8 +40,17 @@ def pack(masks: Masks) -> Masks:
 
     Returns:
       The tree with a `Packed` for each mask, laid out over devices as it was.
+
+    Raises:
+      ValueError: a mask that is not boolean.
     """
-    return jax.tree.map(lambda m: m if _is_leaf(m) else _pack(m), masks, is_leaf=_is_leaf)
+    for path, mask in jax.tree.leaves_with_path(masks, is_leaf=_is_leaf):
+        if not _is_leaf(mask) and not jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
+            name = tree.path_name(path)
+            raise ValueError(f'masks are {jnp.result_type(mask)} at {name!r}, expected bool')
+    return jax.tree.map(
+        lambda m: m if _is_leaf(m) else _pack(jnp.asarray(m)), masks, is_leaf=_is_leaf
+    )
 
 
 def unpack(masks: Masks) -> Masks:

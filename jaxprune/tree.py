@@ -150,11 +150,11 @@ def check_like(masks: Any, params: Any, *, like: str = 'params') -> None:
     """
     found, expected = dict(named_leaves(masks)), dict(named_leaves(params))
     branches = [path for path, leaf in found.items() if leaf is None and path not in expected]
-    for path in expected.keys() - found.keys():
+    for path in [p for p in expected if p not in found]:
         if any(_is_under(path, branch) for branch in branches):
             continue
         raise ValueError(f'masks have no leaf {path!r}, which {like} have')
-    for path in found.keys() - expected.keys():
+    for path in [p for p in found if p not in expected]:
         if path in branches and any(_is_under(other, path) for other in expected):
             continue
         raise ValueError(f'masks have a leaf {path!r}, which {like} do not have')
@@ -168,17 +168,18 @@ def check_like(masks: Any, params: Any, *, like: str = 'params') -> None:
             )
 
 
-def check_masks(masks: Masks, params: Params) -> None:
+def check_masks(masks: Masks, params: Params, *, like: str = 'params') -> None:
     """Raises unless `masks` are like `params` and boolean.
 
     Args:
       masks: tree to check; `None` leaves match anything.
       params: tree it must be like.
+      like: name of the second tree in the message.
 
     Raises:
       ValueError: the first path that is missing, superfluous, of another shape, or not boolean.
     """
-    check_like(masks, params)
+    check_like(masks, params, like=like)
     for path, leaf in named_leaves(masks):
         if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.bool_):
             raise ValueError(f'masks are {jnp.result_type(leaf)} at {path!r}, expected bool')

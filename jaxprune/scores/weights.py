@@ -94,8 +94,11 @@ def random(params: Params, key: jax.Array, *, where: Predicate = tree.prunable) 
       for every dtype of weights, since few bits would make ties, which go to the lower index.
 
     Raises:
-      ValueError: no leaf is prunable; `where` accepts a leaf that is not floating-point.
+      ValueError: no leaf is prunable; `where` accepts a leaf that is not floating-point; a key that
+        is none.
     """
+    if not isinstance(key, jax.Array):
+        raise ValueError(f'key must be a JAX random key, such as jax.random.key(0), got {key!r}')
     places = {path: place for place, (path, _) in enumerate(tree.named_leaves(params))}
 
     def draw(path: str, leaf: jax.Array) -> jax.Array:
