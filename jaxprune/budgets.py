@@ -193,7 +193,7 @@ def check_density(density: Density, where: str = 'the tree') -> None:
             f'rules= for single leaves; got {density!r}'
         )
     if not is_number(density) or not 0 < float(density) <= 1:
-        raise ValueError(f'density of {where} must be a number in (0, 1], got {density!r}')
+        raise ValueError(f'density must be a number in (0, 1], got {density!r} for {where}')
 
 
 def is_number(value: Any) -> bool:

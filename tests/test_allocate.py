@@ -207,7 +207,7 @@ def test_iterated_narrows_step_by_step():
         np.testing.assert_array_equal, kept, masks.global_top(jp.scores.magnitude(params), 0.05)
     )
     assert len(seen) <= 4  # a loop that is compiled, not one round after another
-    with pytest.raises(ValueError, match='rounds must be at least 1, got 0'):
+    with pytest.raises(ValueError, match='rounds must be a whole number from 1, got 0'):
         masks.iterated(jp.scores.magnitude, params, 0.05, rounds=0)
 
 

@@ -52,7 +52,9 @@ def test_allocations_with_nothing_for_a_leaf_go_on_to_leaf_top(method):
     if method is allocate.uniform:
         assert method(params, 0.01, allow_empty=True)['b'] == 0
     assert kept(masks.leaf_top(params, densities, allow_empty=True)) == {'a': 100, 'b': 0}
-    with pytest.raises(ValueError, match=r"density of leaf 'b' must be a number in \(0, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"density must be a number in \(0, 1\], got 0.0 for leaf 'b'"
+    ):
         masks.leaf_top(params, densities)
     empty = {'a': jnp.ones((10, 10)), 'z': jnp.zeros((0, 4))}
     assert kept(masks.leaf_top(empty, method(empty, 0.5))) == {'a': 50, 'z': 0}

@@ -141,7 +141,7 @@ def _all_the_way(step: jax.Array) -> jax.Array:
 
 def check_whole(name: str, value: int, least: int) -> None:
     """Raises `ValueError` unless a number of steps is whole, at least so many and below 2**31."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-        raise ValueError(
-            f'{name} must be a whole number of steps from {least}, below 2**31, got {value!r}'
-        )
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f'{name} must be a whole number of steps from {least}, got {value!r}')
+    if value >= 2**31:
+        raise ValueError(f'{name} must be below 2**31, the steps that are counted, got {value}')
