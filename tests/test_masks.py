@@ -166,7 +166,7 @@ def test_scores_that_cannot_be_ranked():
 
 def test_masks_unlike_the_scores_or_params():
     scores = {'a': jnp.ones((2, 2)), 'b': jnp.ones((2, 2))}
-    with pytest.raises(ValueError, match=r"shape \(2,\) at 'a' where params have \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"shape \(2,\) at 'a' where scores have \(2, 2\)"):
         jp.masks.global_top(scores, 0.5, {'a': jnp.ones(2, bool), 'b': jnp.ones((2, 2), bool)})
     with pytest.raises(ValueError, match="masks are None at 'b', where there are scores"):
         jp.masks.global_top(scores, 0.5, {'a': jnp.ones((2, 2), bool), 'b': None})
