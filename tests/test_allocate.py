@@ -228,7 +228,7 @@ def test_iterated_scores_what_each_step_has_left():
 
 
 def test_densities_by_path_are_not_for_global_top():
-    with pytest.raises(ValueError, match='densities by path are for masks.leaf_top'):
+    with pytest.raises(ValueError, match='densities by path are for'):
         masks.global_top([jnp.ones((4, 4))], {'0': 0.5})
 
 

@@ -225,14 +225,7 @@ def plain(name, dtype):
 
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-PACKED_CALLS = {'pmap', 'sharded rows, jit'}  # what else packed masks do is one test below
-CASES = [
-    (call, dtype, function)
-    for dtype, calls in {'float32': CALLS, 'bfloat16': ('vmap', 'sharded rows, jit')}.items()
-    for call in calls
-    for function in FUNCTIONS
-    if not function.endswith(' packed') or (call in PACKED_CALLS and dtype == 'float32')
-]
+CASES = [(call, dtype, function) for call in CALLS for dtype in DTYPES for function in FUNCTIONS]
 QUICK = {
     'lamp',
     'grasp',
@@ -245,10 +238,16 @@ QUICK = {
 }
 
 
-def unless_quick(case):
+def marked(case):
+    """The quick cases by default; the slow ones in CI; the rest of the table when asked for."""
     call, dtype, function = case
-    quick = call == 'sharded rows, jit' and dtype == 'float32' and function in QUICK
-    return pytest.param(*case, marks=[] if quick else pytest.mark.slow)
+    packed = function.endswith(' packed')
+    in_float32 = dtype == 'float32' and (not packed or call in {'pmap', 'sharded rows, jit'})
+    in_bfloat16 = dtype == 'bfloat16' and not packed and call in {'vmap', 'sharded rows, jit'}
+    if in_float32 and call == 'sharded rows, jit' and function in QUICK:
+        return case
+    mark = pytest.mark.slow if in_float32 or in_bfloat16 else pytest.mark.exhaustive
+    return pytest.param(*case, marks=mark)
 
 
 @pytest.fixture(autouse=True)
@@ -258,7 +257,7 @@ def forget_what_was_compiled():
     jax.clear_caches()
 
 
-@pytest.mark.parametrize(('call', 'dtype', 'function'), list(map(unless_quick, CASES)))
+@pytest.mark.parametrize(('call', 'dtype', 'function'), [marked(case) for case in CASES])
 def test_same_bits(call, dtype, function):
     if call == 'eager' and function in WRAPPERS:
         pytest.skip('an optimizer step is compiled: each eager one compiles its loop anew')
