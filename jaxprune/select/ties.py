@@ -80,7 +80,9 @@ def _by_row(
     numbers = []
     for leaf, cut, fit, size in zip(leaves, cuts, fits, sizes, strict=True):
         in_rows = functools.partial(_in_rows, leaf, cut, dtype, size // ROW)
-        numbers += [ordered.counts_if(~fit, in_rows).low, jnp.array([size % ROW], jnp.uint32)]
+        counted = ordered.counts_if(~fit, in_rows)
+        # the upper half is 0, but a sum whose other half is not used is no pair for XLA
+        numbers += [counted.low | counted.high, jnp.array([size % ROW], jnp.uint32)]
     upto = jnp.cumsum(jnp.concatenate(numbers), dtype=jnp.uint32)
     before = jnp.concatenate([jnp.zeros_like(upto[:1]), upto])
     firsts = _constants(accumulate([size // ROW + 1 for size in sizes[:-1]], initial=0))
