@@ -19,5 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.prune.rate = 0.5
     c.prune.levels = 4  # 0.5 ** 4 = 6.3 % of the weights
     c.retrain.techniques = ('lr_rewind', 'weight_rewind', 'fine_tune')
-    c.retrain.share = 0.75  # so that weights rewind to step 100, with its batch statistics
+    c.retrain.share = 0.75
+    c.retrain.rewind_step = 100  # with its batch statistics, and as many steps to the end
     return c

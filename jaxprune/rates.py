@@ -5,8 +5,10 @@ moves it back: nothing compiles again, and every optimizer that takes a schedule
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -19,6 +21,13 @@ class Extended(NamedTuple):
     """Where each technique begins: `rounds.lr_rewind(starts[name])`; `'fine_tune'` among them."""
 
 
+class ScaleByFactorState(NamedTuple):
+    """State of `scale_by_factor`."""
+
+    factor: jax.Array
+    """What updates are multiplied by, a float32 scalar."""
+
+
 def extend(
     dense: optax.Schedule, steps: int, retraining: Mapping[str, optax.Schedule], retrain_steps: int
 ) -> Extended:
@@ -27,7 +36,8 @@ def extend(
     Args:
       dense: schedule of the dense training; from `steps` on, it gives its last rate.
       steps: length of the dense training, at least 1.
-      retraining: the schedule of each technique by name, from step 0.
+      retraining: the schedule of each technique by name, from step 0; one named `'fine_tune'`
+        takes the place of the dense schedule's last rate.
       retrain_steps: length of a retraining, at least 1.
 
     Returns:
@@ -35,12 +45,10 @@ def extend(
       its last rate, and then each of the others for `retrain_steps`.
 
     Raises:
-      ValueError: a length that is not a whole number from 1; a technique named `'fine_tune'`.
+      ValueError: a length that is not a whole number from 1.
     """
     check_length('steps', steps)
     check_length('retrain_steps', retrain_steps)
-    if 'fine_tune' in retraining:
-        raise ValueError("'fine_tune' is the dense schedule's last rate: choose another name")
     first = steps + retrain_steps
     starts = {name: first + i * retrain_steps for i, name in enumerate(retraining)}
     schedule = optax.join_schedules([dense, *retraining.values()], list(starts.values()))
@@ -116,6 +124,54 @@ def llr(highest: float, steps: int) -> optax.Schedule:
     """
     check(highest, highest, steps, 0.0)
     return optax.linear_schedule(highest, 0.0, steps)
+
+
+def scale_by_factor() -> optax.GradientTransformation:
+    """Multiplies updates by a factor that is kept in the optimizer's state, 1 at first.
+
+    Chained last inside `pruned`, it scales the learning rate of every optimizer whose updates are
+    proportional to it; `set_factor` sets it, and nothing compiles again.
+
+    Returns:
+      An optimizer with `ScaleByFactorState`; updates keep their dtypes.
+    """
+
+    def init(params: optax.Params) -> ScaleByFactorState:
+        del params
+        return ScaleByFactorState(jnp.ones((), jnp.float32))
+
+    def update(updates: Any, state: ScaleByFactorState, params: Any = None) -> Any:
+        del params
+        return jax.tree.map(lambda u: u * state.factor.astype(u.dtype), updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def set_factor(opt_state: optax.OptState, factor: float | jax.Array) -> optax.OptState:
+    """Sets the factor of `scale_by_factor` in an optimizer state, at any depth.
+
+    Args:
+      opt_state: state that holds a `ScaleByFactorState`.
+      factor: the new factor, from 0, finite.
+
+    Returns:
+      The same state with the new factor.
+
+    Raises:
+      ValueError: no `ScaleByFactorState`; a factor below 0, or not finite.
+    """
+    if not isinstance(factor, jax.core.Tracer) and not 0 <= float(factor) < float('inf'):
+        raise ValueError(f'factor must be finite and at least 0, got {factor}')
+    is_factor = lambda node: isinstance(node, ScaleByFactorState)
+    if not any(map(is_factor, jax.tree.leaves(opt_state, is_leaf=is_factor))):
+        raise ValueError(
+            'there is no factor in this optimizer state: chain rates.scale_by_factor() last, '
+            'jp.pruned(optax.chain(optimizer, jp.rates.scale_by_factor()))'
+        )
+    put = lambda node: (
+        ScaleByFactorState(jnp.full_like(node.factor, factor)) if is_factor(node) else node
+    )
+    return jax.tree.map(put, opt_state, is_leaf=is_factor)
 
 
 def after_warmup(

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxprune import masks as masks_lib
-from jaxprune import optimizer, rewind, scores, tree
+from jaxprune import optimizer, rates, rewind, scores, tree
 from jaxprune.rewind import Point
 from jaxprune.tree import Masks, Params
 
@@ -144,6 +145,65 @@ def fine_tune(last_step: int) -> Retrain:
     Source: Han et al. 2015, arXiv:1506.02626; Renda, Frankle, Carbin 2020, section 3.
     """
     return lr_rewind(last_step)
+
+
+def allr(
+    start: int, share: float, *, init: Callable[[Params], optax.OptState] | None = None
+) -> Retrain:
+    """Retrains along the line of LLR, lowered to what pruning has done and the time allows.
+
+    The rate is multiplied by max(d₁, d₂). d₁ = ‖w - m ⊙ w‖ / (‖w‖ √s) measures how far pruning has
+    moved the weights, with w the prunable weights before and s the share of those that were left
+    which it took away; d₂ is the length of the retraining over that of the dense training.
+
+    Args:
+      start: step at which the rates of LLR begin in the schedule: `starts['llr']` of
+        `rates.extend`.
+      share: d₂, in (0, 1].
+      init: that of the optimizer, where moments shall begin afresh in each round.
+
+    Returns:
+      The technique, for `iterate`; it needs `rates.scale_by_factor` in the optimizer.
+
+    Raises:
+      ValueError: a share outside (0, 1]; a step that is not a whole number from 0; of the
+        technique, an optimizer state without a factor.
+    Source: Zimmer, Spiegel, Pokutta 2023, arXiv:2111.00843, section 2 (adaptive linear learning
+      rate restarting). Deviation: w is the prunable weights, not biases and norms.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f'share must be in (0, 1], got {share}')
+    rewound = lr_rewind(start, init=init)
+
+    def retrain(point: Point, masks: Masks) -> Point:
+        factor = jnp.maximum(damage(point, masks), share)
+        point = rewound(point, masks)
+        return point._replace(opt_state=rates.set_factor(point.opt_state, factor))
+
+    return retrain
+
+
+def damage(point: Point, masks: Masks) -> jax.Array:
+    """Measures how far masks move the weights: ‖w - m ⊙ w‖ / (‖w‖ √s), as `allr` says.
+
+    Args:
+      point: a trained point whose optimizer is wrapped by `pruned`.
+      masks: booleans inside the point's present masks, `None` where not prunable.
+
+    Returns:
+      A float32 scalar in [0, 1]: 1 where all weights were equally large, 0 where nothing more is
+      pruned, or only zeros are.
+    """
+    present = optimizer.get_masks(point.opt_state)
+    tree.check_like(masks, present, like='the masks in the state')
+    weights = scores.magnitude(point.params, where=tree.covered_by(present))
+    pairs = zip(tree.named_leaves(weights), tree.named_leaves(masks), strict=True)
+    squares = [(jnp.square(w.astype(jnp.float32)), m) for (_, w), (_, m) in pairs if m is not None]
+    whole = sum(jnp.sum(w) for w, _ in squares)
+    lost = sum(jnp.sum(jnp.where(m, 0, w)) for w, m in squares)
+    share = 1 - jnp.float32(masks_lib.density(masks) / masks_lib.density(present))
+    ratio = jnp.sqrt(lost / jnp.where(whole > 0, whole * share, 1))
+    return jnp.where((lost > 0) & (share > 0), jnp.minimum(ratio, 1), 0)
 
 
 def begin(

@@ -6,7 +6,8 @@ import pytest
 
 from configs import digits
 from train import config as config_lib
-from train import step as step_lib
+from train import techniques
+from train import trainer as trainer_lib
 from train.errors import BadInput
 
 CONFIGS = [path.stem for path in (Path(__file__).parents[1] / 'configs').glob('[a-z]*.py')]
@@ -17,7 +18,8 @@ def test_every_config_passes_its_own_check(name):
     config = importlib.import_module(f'configs.{name}').get_config()
     config_lib.check(config, devices=1)
     assert config.is_locked
-    assert step_lib.dispatch_steps(config) > 1
+    lengths = {training.steps for training in techniques.trainings(config)}
+    assert trainer_lib.dispatch_steps(config, lengths | {config.train.steps}) > 1
 
 
 def test_densities_by_rate_or_by_list():
@@ -31,7 +33,7 @@ def test_densities_by_rate_or_by_list():
 @pytest.mark.parametrize(
     ('field', 'value', 'message'),
     [
-        ('prune.score', 'size', "config.prune.score is 'size', expected one of magnitude, random"),
+        ('prune.score', 'size', "config.prune.score is 'size', expected one of magnitude, norm"),
         ('prune.rate', 1.2, r'config.prune: rate must be in \(0, 1\), got 1.2'),
         ('prune.densities', (0.5, 1.5), 'level 2 has density 1.5'),
         ('prune.densities', (0.5, 0.6), 'level 2 has density 0.6, not below the 0.5'),
@@ -49,6 +51,15 @@ def test_densities_by_rate_or_by_list():
         ('retrain.techniques', (), 'expected some of lr_rewind'),
         ('retrain.techniques', ('lr_rewind', 'lr_rewind'), 'once each'),
         ('retrain.techniques', ('rewind',), 'expected some of lr_rewind'),
+        ('retrain.techniques', ('reinit',), 'one of lr_rewind.* first, which the controls'),
+        ('retrain.rewind_step', 900, r'expected in \[0, train.steps\)'),
+        ('retrain.rewind_step', -1, r'rewind_step is -1'),
+        ('retrain.fine_tune_rate', 0.0, 'fine_tune_rate is 0.0, expected above 0'),
+        ('optimizer.clip_norm', -1.0, 'clip_norm is -1.0, expected above 0'),
+        ('prune.floor', 1.0, r'floor is 1.0, expected in \[0, 1\)'),
+        ('prune.n', 4, 'n is 4, expected at least 1, below prune.m, which is 4'),
+        ('prune.mode', 'gradual', 'expected one of iterative, oneshot'),
+        ('replicate_by', 'loop', 'expected one of vmap, map'),
         ('retrain.share', 1.1, r'expected in \(0, 1\]'),
         ('retrain.share', 1e-4, 'at least one of train.steps'),
     ],
@@ -59,6 +70,19 @@ def test_bad_values_are_refused(field, value, message):
         config.update_from_flattened_dict({field: value})
     with pytest.raises(BadInput, match=message):
         config_lib.check(config, devices=2)
+
+
+def test_a_floor_needs_the_global_allocation():
+    config = digits.get_config()
+    config.prune.floor, config.prune.allocation = 0.1, 'uniform'
+    with pytest.raises(BadInput, match="expected 0, unless prune.allocation is 'global_top'"):
+        config_lib.check(config, devices=1)
+
+
+def test_replicates_over_devices_need_no_even_batch():
+    config = digits.get_config()
+    config.replicates, config.train.batch_size = 4, 63
+    config_lib.check(config, devices=2)
 
 
 def test_the_difference_of_two_configs():
@@ -76,11 +100,10 @@ def test_json_holds_every_field():
 
 
 @pytest.mark.parametrize(
-    ('steps', 'share', 'limit', 'expected'),
-    [(900, 1.0, 300, 300), (900, 2 / 3, 450, 300), (7, 1.0, 5, 1), (10, 0.4, 100, 2)],
+    ('lengths', 'limit', 'expected'),
+    [({900}, 300, 300), ({900, 600}, 450, 300), ({7}, 5, 1), ({10, 4}, 100, 2)],
 )
-def test_dispatches_divide_every_training(steps, share, limit, expected):
+def test_dispatches_divide_every_training(lengths, limit, expected):
     config = digits.get_config()
-    config.train.steps, config.retrain.share = steps, share
     config.train.steps_per_dispatch = limit
-    assert step_lib.dispatch_steps(config) == expected
+    assert trainer_lib.dispatch_steps(config, lengths) == expected

@@ -50,8 +50,10 @@ def command(workdir, data):
         '--config.train.steps_per_dispatch=10',
         '--config.checkpoint.every_steps=20',
         '--config.prune.densities=(0.5, 0.2)',
+        '--config.replicates=2',
         '--config.retrain.techniques=("lr_rewind", "weight_rewind")',
         '--config.retrain.share=0.5',
+        '--config.retrain.rewind_step=30',
     ]
 
 
@@ -71,7 +73,8 @@ def run(workdir, data):
 
 
 def kept_bytes(workdir):
-    paths = [workdir / 'results.csv', *sorted((workdir / 'models').rglob('*.safetensors'))]
+    paths = [workdir / name for name in ('results.csv', 'layers.csv', 'run.json')]
+    paths += [*sorted((workdir / 'models').rglob('*.safetensors'))]
     return {path.relative_to(workdir).as_posix(): path.read_bytes() for path in paths}
 
 

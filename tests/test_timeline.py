@@ -3,28 +3,37 @@ import itertools
 import pytest
 
 from train import timeline
-from train.timeline import Segment
+from train.timeline import Segment, Training
 
 LAYOUT = {
-    'replicates': 2,
-    'techniques': ('lr_rewind', 'fine_tune'),
+    'trainings': [
+        Training('lr_rewind', 4, 'lr_rewind'),
+        Training('weight_rewind', 7, 'weight_rewind'),
+        Training('reinit', 10, 'lr_rewind'),
+        Training('small_dense', 10, None),
+    ],
     'plan': (0.5, 0.25),
     'train_steps': 10,
-    'retrain_steps': 4,
 }
 
 
 def test_layout_by_hand():
-    first = timeline.segments(**LAYOUT)[:6]
-    assert first == [
-        Segment(0, 'dense', 0, 1.0, 0, 10, None),
-        Segment(0, 'lr_rewind', 1, 0.5, 10, 4, 10),
-        Segment(0, 'lr_rewind', 2, 0.25, 14, 4, 14),
-        Segment(0, 'fine_tune', 1, 0.5, 18, 4, 10),
-        Segment(0, 'fine_tune', 2, 0.25, 22, 4, 22),
-        Segment(1, 'dense', 0, 1.0, 26, 10, None),
+    assert timeline.segments(**LAYOUT) == [
+        Segment('dense', 0, 1.0, 0, 10, None),
+        Segment('lr_rewind', 1, 0.5, 10, 4, 10),
+        Segment('lr_rewind', 2, 0.25, 14, 4, 14),
+        Segment('weight_rewind', 1, 0.5, 18, 7, 10),
+        Segment('weight_rewind', 2, 0.25, 25, 7, 25),
+        Segment('reinit', 1, 0.5, 32, 10, 10),
+        Segment('reinit', 2, 0.25, 42, 10, 14),
+        Segment('small_dense', 1, 0.5, 52, 10, None),
+        Segment('small_dense', 2, 0.25, 62, 10, None),
     ]
-    assert [s.end for s in first] == [10, 14, 18, 22, 26, 36]
+
+
+def test_one_shot_prunes_the_dense_network_at_every_level():
+    segments = timeline.segments(**LAYOUT, iterative=False)
+    assert [s.source for s in segments] == [None, *[10] * 6, None, None]
 
 
 def test_segments_follow_each_other_and_start_from_ends():
@@ -32,11 +41,17 @@ def test_segments_follow_each_other_and_start_from_ends():
     ends = {segment.end for segment in segments}
     for before, after in itertools.pairwise(segments):
         assert after.start == before.end
-    assert all(s.source in ends for s in segments if s.level > 0)
+    assert all(s.source in ends for s in segments if s.source is not None)
+
+
+def test_the_cost_of_a_network_is_that_of_all_it_descends_from():
+    segments = timeline.segments(**LAYOUT)
+    found = [timeline.cost(segments, segment) for segment in segments]
+    assert found == [10, 14, 18, 17, 24, 20, 24, 10, 10]
 
 
 @pytest.mark.parametrize(
-    ('step', 'place'), [(0, 0), (9, 0), (10, 1), (13, 1), (14, 2), (25, 4), (26, 5), (52, 10)]
+    ('step', 'place'), [(0, 0), (9, 0), (10, 1), (13, 1), (14, 2), (25, 4), (32, 5), (72, 9)]
 )
 def test_locates_the_segment_that_goes_on(step, place):
     assert timeline.locate(timeline.segments(**LAYOUT), step) == place

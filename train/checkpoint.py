@@ -29,13 +29,26 @@ def open_store(directory: Path, keep: Iterable[int]) -> ocp.CheckpointManager:
 
 
 def save(
-    store: ocp.CheckpointManager, step: int, state: Any, rows: Sequence[dict[str, Any]]
+    store: ocp.CheckpointManager,
+    step: int,
+    state: Any,
+    rows: Sequence[dict[str, Any]],
+    layers: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Saves a state and the rows so far, in the background; the state may then be donated."""
+    """Saves a state in the background, which may then be donated.
+
+    Args:
+      store: what `open_store` returned.
+      step: of the whole run.
+      state: a tree of arrays.
+      rows: of results so far.
+      layers: rows of the segment that ends at this step.
+    """
+    progress = {'rows': list(rows), 'layers': list(layers)}
     store.save(
         step,
         args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave({'rows': list(rows)})
+            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
         ),
     )
 
@@ -48,6 +61,15 @@ def restore(store: ocp.CheckpointManager, step: int, like: Any) -> Any:
 
 
 def restore_rows(store: ocp.CheckpointManager, step: int) -> list[dict[str, Any]]:
-    """Restores the rows of results that a checkpoint holds."""
+    """Restores the rows of results up to a step."""
+    return _progress(store, step)['rows']
+
+
+def restore_layers(store: ocp.CheckpointManager, step: int) -> list[dict[str, Any]]:
+    """Restores the layers of the segment that ends at a step."""
+    return _progress(store, step)['layers']
+
+
+def _progress(store: ocp.CheckpointManager, step: int) -> Any:
     args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-    return store.restore(step, args=args).progress['rows']
+    return store.restore(step, args=args).progress

@@ -9,13 +9,27 @@ import ml_collections
 from jaxprune import rounds
 from train.errors import BadInput
 
-TECHNIQUES = ('lr_rewind', 'weight_rewind', 'fine_tune', 'slr', 'clr', 'llr')
+RETRAINING = ('lr_rewind', 'weight_rewind', 'fine_tune', 'slr', 'clr', 'llr', 'allr')
+CONTROLS = ('random_masks', 'shuffled_masks', 'reinit', 'small_dense')
 
 _CHOICES: dict[str, Sequence[str]] = {
-    'data.normalize': ('dataset', 'per_image'),
+    'replicate_by': ('vmap', 'map'),
+    'data.normalize': ('dataset', 'per_image', 'none'),
+    'model.dtype': ('float32', 'bfloat16'),
     'optimizer.name': ('sgd', 'adam', 'adamw'),
-    'prune.score': ('magnitude', 'random'),
-    'prune.allocation': ('global_top', 'leaf_top'),
+    'prune.mode': ('iterative', 'oneshot'),
+    'prune.score': (
+        'magnitude',
+        'normalized_magnitude',
+        'lamp',
+        'random',
+        'taylor',
+        'snip',
+        'fisher',
+        'grasp',
+    ),
+    'prune.allocation': ('global_top', 'uniform', 'erdos_renyi'),
+    'prune.pattern': ('unstructured', 'channels', 'blocks', 'n_of_m'),
 }
 _AT_LEAST_ONE = (
     'replicates',
@@ -23,6 +37,7 @@ _AT_LEAST_ONE = (
     'train.steps',
     'train.batch_size',
     'train.steps_per_dispatch',
+    'prune.score_batches',
     'checkpoint.every_steps',
 )
 
@@ -53,14 +68,12 @@ def _check(config: ml_collections.ConfigDict, devices: int) -> None:
     for name in _AT_LEAST_ONE:
         if _field(config, name) < 1:
             raise _bad(name, _field(config, name), 'at least 1')
-    try:
-        density_plan(config)
-    except ValueError as error:
-        raise BadInput(f'config.prune: {error}') from error
+    _check_prune(config)
     _check_training(config)
     _check_techniques(config)
-    if config.train.batch_size % devices:
-        raise _bad('train.batch_size', config.train.batch_size, f'a multiple of {devices} devices')
+    if config.replicates % devices and config.train.batch_size % devices:
+        expected = f'a multiple of {devices} devices, unless replicates is one'
+        raise _bad('train.batch_size', config.train.batch_size, expected)
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -91,18 +104,41 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
     first = c.schedule.warmup_steps / c.train.steps
     if any(not first < share < 1 for share in c.schedule.drops):
         raise _bad('schedule.drops', c.schedule.drops, 'shares of train.steps after the warm-up')
+    if c.optimizer.clip_norm is not None and not 0 < c.optimizer.clip_norm < float('inf'):
+        raise _bad('optimizer.clip_norm', c.optimizer.clip_norm, 'above 0, finite')
     if not 0 < c.schedule.drop_factor <= 1:
         raise _bad('schedule.drop_factor', c.schedule.drop_factor, 'in (0, 1]')
 
 
 def _check_techniques(config: ml_collections.ConfigDict) -> None:
-    techniques = config.retrain.techniques
-    unknown = [name for name in techniques if name not in TECHNIQUES]
-    if unknown or not techniques or len(set(techniques)) < len(techniques):
-        raise _bad('retrain.techniques', techniques, f'some of {", ".join(TECHNIQUES)}, once each')
-    share = config.retrain.share
-    if not 0 < share <= 1 or retrain_steps(config) == 0:
-        raise _bad('retrain.share', share, 'in (0, 1], and at least one of train.steps')
+    c = config.retrain
+    known = (*RETRAINING, *CONTROLS)
+    unknown = [name for name in c.techniques if name not in known]
+    if unknown or not c.techniques or len(set(c.techniques)) < len(c.techniques):
+        raise _bad('retrain.techniques', c.techniques, f'some of {", ".join(known)}, once each')
+    if c.techniques[0] in CONTROLS:
+        expected = f'one of {", ".join(RETRAINING)} first, which the controls retrain like'
+        raise _bad('retrain.techniques', c.techniques, expected)
+    if not 0 < c.share <= 1 or retrain_steps(config) == 0:
+        raise _bad('retrain.share', c.share, 'in (0, 1], and at least one of train.steps')
+    if not 0 <= c.rewind_step < config.train.steps:
+        raise _bad('retrain.rewind_step', c.rewind_step, 'in [0, train.steps)')
+    if c.fine_tune_rate is not None and not 0 < c.fine_tune_rate < float('inf'):
+        raise _bad('retrain.fine_tune_rate', c.fine_tune_rate, 'above 0, finite')
+
+
+def _check_prune(config: ml_collections.ConfigDict) -> None:
+    try:
+        density_plan(config)
+    except ValueError as error:
+        raise BadInput(f'config.prune: {error}') from error
+    c = config.prune
+    if not 0 <= c.floor < 1:
+        raise _bad('prune.floor', c.floor, 'in [0, 1)')
+    if c.floor and c.allocation != 'global_top':
+        raise _bad('prune.floor', c.floor, "0, unless prune.allocation is 'global_top'")
+    if not 0 < c.n < c.m:
+        raise _bad('prune.n', c.n, f'at least 1, below prune.m, which is {c.m}')
 
 
 def _bad(name: str, value: Any, expected: str) -> BadInput:

@@ -14,13 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxprune as jp
-from jaxprune import rounds
-from train import checkpoint, data, models, progress, results, timeline, workdirs
+from train import checkpoint, data, networks, progress, results, techniques, timeline, workdirs
 from train import config as config_lib
-from train import step as step_lib
 from train.errors import BadInput, Diverged, Interrupted
-from train.step import TrainState
+from train.networks import Networks
 from train.timeline import Segment
+from train.trainer import TrainState, resident
 
 
 class Run(NamedTuple):
@@ -29,7 +28,7 @@ class Run(NamedTuple):
     config: ml_collections.ConfigDict
     workdir: Path
     timeline: list[Segment]
-    trainer: step_lib.Trainer
+    networks: Networks
     dataset: data.Dataset
     store: ocp.CheckpointManager
     display: progress.Display
@@ -55,22 +54,23 @@ def run(
     """
     config_lib.check(config, jax.device_count())
     workdirs.check(workdir, config)
-    trainer, dataset = prepare(config)
     segments = lay_out(config)
+    networks, dataset = prepare(config)
     with (
         workdirs.claim(workdir, config),
         checkpoint.open_store(workdir / 'checkpoints', kept(config, segments)) as store,
     ):
         done = store.latest_step() or 0
         with progress.display(segments[-1].end, done) as display:
-            whole = Run(config, workdir, segments, trainer, dataset, store, display, interrupted)
+            whole = Run(config, workdir, segments, networks, dataset, store, display, interrupted)
+            results.write_about(workdir, config, networks.total, dataset)
             rows = train_all(whole, done)
             write_artifacts(whole, rows)
             display.say(f'done: {workdir}/report.html')
 
 
-def prepare(config: ml_collections.ConfigDict) -> tuple[step_lib.Trainer, data.Dataset]:
-    """Loads the data onto the devices and makes the functions that train on them."""
+def prepare(config: ml_collections.ConfigDict) -> tuple[Networks, data.Dataset]:
+    """Loads the data onto the devices and makes the networks that train on them."""
     try:
         dataset = load(config)
         if len(dataset.train.labels) < config.train.batch_size:
@@ -78,12 +78,10 @@ def prepare(config: ml_collections.ConfigDict) -> tuple[step_lib.Trainer, data.D
                 f'config.train.batch_size is {config.train.batch_size}, more than the '
                 f'{len(dataset.train.labels)} training examples'
             )
-        model = models.build(config.model.name, num_classes=dataset.num_classes)
-        trainer = step_lib.make_trainer(config, model, dataset, step_lib.make_mesh())
-        check_counts(config, jax.eval_shape(trainer.init, jax.random.key(0)))
+        found = networks.make(config, dataset, lay_out(config))
     except ValueError as error:
         raise BadInput(str(error)) from error
-    return trainer, step_lib.resident(dataset, trainer.sharding)
+    return found, resident(dataset, found.full.replicated)
 
 
 def load(config: ml_collections.ConfigDict) -> data.Dataset:
@@ -102,42 +100,19 @@ def load(config: ml_collections.ConfigDict) -> data.Dataset:
         ) from error
 
 
-def check_counts(config: ml_collections.ConfigDict, point: jp.Point) -> None:
-    """Raises `ValueError` unless each level keeps some weights, and fewer than the one before."""
-    sizes = [mask.size for mask in jax.tree.leaves(jp.get_masks(point.opt_state))]
-    if config.prune.allocation == 'global_top':
-        sizes = [sum(sizes)]
-    for size in sizes:
-        before = size
-        for level, density in enumerate(config_lib.density_plan(config), 1):
-            if not 0 < round(density * size) < before:
-                raise ValueError(
-                    f'config.prune: level {level} has density {density:.3g}, which keeps '
-                    f'{round(density * size)} of {size} weights, the level before {before}'
-                )
-            before = round(density * size)
-
-
 def lay_out(config: ml_collections.ConfigDict) -> list[Segment]:
     """Lays out the segments of a config."""
     return timeline.segments(
-        replicates=config.replicates,
-        techniques=config.retrain.techniques,
+        trainings=techniques.trainings(config),
         plan=config_lib.density_plan(config),
         train_steps=config.train.steps,
-        retrain_steps=config_lib.retrain_steps(config),
+        iterative=config.prune.mode == 'iterative',
     )
 
 
 def kept(config: ml_collections.ConfigDict, segments: Sequence[Segment]) -> set[int]:
-    """Lists the steps of the whole run whose checkpoints stay: ends, and rewind points."""
-    rewinds = {rewind_step(config, segment) for segment in segments if segment.level == 0}
-    return {segment.end for segment in segments} | rewinds
-
-
-def rewind_step(config: ml_collections.ConfigDict, dense: Segment) -> int:
-    """Finds where weight rewinding returns to, in steps of the whole run."""
-    return dense.start + config.train.steps - config_lib.retrain_steps(config)
+    """Lists the steps of the whole run whose checkpoints stay: ends, and the rewind step."""
+    return {segment.end for segment in segments} | {config.retrain.rewind_step} - {0}
 
 
 def train_all(run: Run, done: int) -> list[dict[str, Any]]:
@@ -159,58 +134,61 @@ def train_all(run: Run, done: int) -> list[dict[str, Any]]:
     for segment in run.timeline[timeline.locate(run.timeline, done) :]:
         began = time.monotonic()
         inside = segment.start < done < segment.end
-        state = restore(run, done) if inside else begin(run, segment)
+        state = restore(run, segment, done) if inside else begin(run, segment)
         state = train(run, segment, state, rows)
-        rows.append(evaluate(run, segment, state.point))
-        checkpoint.save(run.store, segment.end, state, rows)
+        cells, layers = evaluate(run, segment, state.point)
+        rows.extend(cells)
+        checkpoint.save(run.store, segment.end, state, rows, layers)
         results.write_rows(run.workdir, rows)
         results.append_timing(run.workdir, segment, time.monotonic() - began)
-        run.display.say(f'{results.line(rows[-1])}  {run.display.time_left()}')
+        run.display.say(f'{results.line(cells)}  {run.display.time_left()}')
     run.store.wait_until_finished()
     return rows
 
 
 def begin(run: Run, segment: Segment) -> TrainState:
     """Makes the state that a segment starts from: drawn anew, or pruned and rewound."""
+    trainer, keys = run.networks.of(segment), segment_keys(run, segment)
     if segment.source is None:
-        point = draw(run, segment.replicate)
+        points = trainer.init(draw_keys(run))
     else:
-        point = rounds.begin(
-            restore(run, segment.source).point,
+        ended, begin_one = at_end(run, segment.source), rounds_of(run, segment)
+        keys_of_masks = fold_in(keys, 3)
+        started = [
+            begin_one(replicate(ended, r), keys_of_masks[r], r)
+            for r in range(run.config.replicates)
+        ]
+        points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *started)
+    if not run.config.retrain.reshuffle:
+        keys = segment_keys(run, run.timeline[0])
+    return jax.device_put(TrainState(points, jnp.int32(0), keys), trainer.shardings)
+
+
+def rounds_of(run: Run, segment: Segment) -> Callable[[jp.Point, jax.Array, int], jp.Point]:
+    """Makes what prunes a trained network and sets where it retrains from, by replicate."""
+    trainer, technique = run.networks.full, segment.technique
+    stored = functools.cache(lambda: restore_rewind_step(run))
+    drawn = functools.cache(lambda: trainer.init(fold_in(segment_keys(run, segment), 2)))
+
+    def begin_one(point: jp.Point, key: jax.Array, number: int) -> jp.Point:
+        masks = techniques.prune(
+            point,
+            technique,
             segment.density,
-            technique(run, segment),
-            prune=functools.partial(prune, config=run.config, key=segment_key(run, segment)),
+            config=run.config,
+            score=lambda point: trainer.score(point, run.dataset.train, key),
+            key=key,
         )
-    state = TrainState(point, jnp.int32(0), segment_key(run, segment))
-    return jax.device_put(state, run.trainer.sharding)
+        retrain = techniques.retrain(
+            technique,
+            run.config,
+            stored=lambda: replicate(stored(), number),
+            drawn=lambda: replicate(drawn(), number),
+            init=trainer.reset,
+        )
+        return retrain(point, masks)
 
-
-def technique(run: Run, segment: Segment) -> rounds.Retrain:
-    """Makes the retraining technique of a segment; each retrains for as many steps."""
-    steps = run.config.train.steps
-    if segment.technique in run.trainer.starts:
-        return rounds.lr_rewind(run.trainer.starts[segment.technique])
-    if segment.technique == 'lr_rewind':
-        return rounds.lr_rewind(steps - config_lib.retrain_steps(run.config))
-    dense = next(s for s in run.timeline if s.level == 0 and s.replicate == segment.replicate)
-    position = rewind_step(run.config, dense)
-    if position == dense.start:
-        return rounds.weight_rewind(draw(run, segment.replicate))
-    return rounds.weight_rewind(restore(run, position).point)
-
-
-def prune(
-    point: jp.Point, density: float, *, config: ml_collections.ConfigDict, key: jax.Array
-) -> jp.tree.Masks:
-    """Chooses the masks of a round, by the score and the allocation of the config."""
-    present = jp.get_masks(point.opt_state)
-    where = jp.tree.covered_by(present)
-    if config.prune.score == 'random':
-        scores = jp.scores.random(point.params, key, where=where)
-    else:
-        scores = jp.scores.magnitude(point.params, where=where)
-    select = jp.masks.leaf_top if config.prune.allocation == 'leaf_top' else jp.masks.global_top
-    return select(scores, density, present)
+    return begin_one
 
 
 def train(
@@ -232,15 +210,16 @@ def train(
       Interrupted: a signal asked to stop.
     """
     step, every = int(state.step), run.config.checkpoint.every_steps
-    rewind = rewind_step(run.config, segment) if segment.level == 0 else None
+    trainer, rewind = run.networks.of(segment), run.config.retrain.rewind_step
     while step < segment.steps:
         if number := run.interrupted():
             stop(run, segment.start + step, state, rows, number)
-        state, losses = run.trainer.train(state, run.dataset.train)
+        state, losses = trainer.train(state, run.dataset.train)
         before, step = step, int(state.step)
         check_finite(np.asarray(losses), segment, before, run.store.latest_step())
         position = segment.start + step
-        run.display.advance(position, f'{segment}  {step}/{segment.steps}', float(losses[-1]))
+        doing = f'{segment}  {step}/{segment.steps}'
+        run.display.advance(position, doing, float(losses[:, -1].mean()))
         due = step // every > before // every or position == rewind
         if due and step < segment.steps:
             checkpoint.save(run.store, position, state, rows)
@@ -263,70 +242,120 @@ def stop(
 
 
 def check_finite(losses: np.ndarray, segment: Segment, before: int, latest: int | None) -> None:
-    """Raises `Diverged` at the first loss that is not finite."""
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if bad.size:
+    """Raises `Diverged` at the first loss that is not finite, of any replicate."""
+    bad = np.argwhere(~np.isfinite(losses.T))
+    if len(bad):
+        step, number = map(int, bad[0])
         saved = 'none was saved yet' if latest is None else f'it is at step {latest} of the run'
         raise Diverged(
-            f'the loss became {losses[bad[0]]} at step {before + int(bad[0]) + 1} of '
-            f'{segment.steps} of {segment}: lower config.optimizer.learning_rate. '
-            f'The last good checkpoint stays ({saved})'
+            f'the loss became {losses[number, step]} at step {before + step + 1} of '
+            f'{segment.steps} of {segment}, replicate {number}: lower '
+            f'config.optimizer.learning_rate. The last good checkpoint stays ({saved})'
         )
 
 
-def evaluate(run: Run, segment: Segment, point: jp.Point) -> dict[str, Any]:
-    """Measures a finished training; the test part is reported, never chosen by."""
+def evaluate(run: Run, segment: Segment, points: jp.Point) -> tuple[list[Any], list[Any]]:
+    """Measures finished trainings; the test part is reported, never chosen by.
 
-    def accuracy(part: data.Split) -> float:
-        return int(run.trainer.correct(point, part).sum()) / len(part.labels)
-
-    return results.row(
-        segment,
-        point,
-        train_steps=run.config.train.steps + segment.level * config_lib.retrain_steps(run.config),
-        val_accuracy=accuracy(run.dataset.validation),
-        test_accuracy=accuracy(run.dataset.test),
-    )
+    Returns:
+      The rows of `results.csv` and those of `layers.csv`, of each replicate.
+    """
+    trainer = run.networks.of(segment)
+    parts = {'val': run.dataset.validation, 'test': run.dataset.test}
+    after = {name: trainer.measure(points, part) for name, part in parts.items()}
+    before = {}
+    if segment.source is not None:  # the network that was pruned, with the masks that it got
+        ended = at_end(run, segment.source)
+        params = jp.masks.apply(ended.params, jp.get_masks(points.opt_state))
+        pruned = ended._replace(params=params)
+        before = {name: trainer.measure(pruned, part) for name, part in parts.items()}
+    sizes = {name: part.labels.size for name, part in parts.items()}
+    scores = results.accuracies('pruned_', before, sizes) | results.accuracies('', after, sizes)
+    scores |= results.bits(after, sizes)
+    rows, layers = [], []
+    for r in range(run.config.replicates):
+        point = replicate(points, r)
+        records = jp.report.records(point.params, jp.get_masks(point.opt_state))
+        cell = {
+            'replicate': r,
+            'technique': segment.technique,
+            'level': segment.level,
+            'train_steps': timeline.cost(run.timeline, segment),
+        }
+        own = {name: values[r] for name, values in scores.items()}
+        rows.append(cell | own | results.counts(records, run.networks.total))
+        layers.extend(results.layer_rows(cell, records))
+    return rows, layers
 
 
 def write_artifacts(run: Run, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes the models and the report of a finished run, from its checkpoints."""
-    layers = {}
-    last = {(s.replicate, s.technique): s for s in run.timeline}
-    for row, segment in zip(rows, run.timeline, strict=True):
-        if segment != last[segment.replicate, segment.technique]:
-            continue
-        point = restore(run, segment.end).point
-        path = run.workdir / 'models' / f'replicate_{segment.replicate}'
-        about = {'model': run.config.model.name, 'num_classes': run.dataset.num_classes, **row}
-        about |= step_lib.normalization(run.config, run.dataset.train)
-        results.write_model(path / f'{segment.technique}.safetensors', point, about)
-        if segment.replicate == 0 and segment.level > 0:
-            masks = jp.get_masks(point.opt_state)
-            layers[segment.technique] = jp.report.records(point.params, masks)
-    results.write_report(run.workdir, rows, layers, config_lib.to_json(run.config))
+    """Writes the models, the layers and the report of a finished run, from its checkpoints."""
+    layers = [row for s in run.timeline for row in checkpoint.restore_layers(run.store, s.end)]
+    results.write_layers(run.workdir, layers)
+    last = {segment.technique: segment for segment in run.timeline}
+    for segment in last.values():
+        points = restore(run, segment, segment.end).point
+        for r in range(run.config.replicates):
+            row = next(
+                row
+                for row in rows
+                if (row['replicate'], row['technique'], row['level'])
+                == (r, segment.technique, segment.level)
+            )
+            about = {**run.networks.about(segment), **row}
+            path = run.workdir / 'models' / f'replicate_{r}' / f'{segment.technique}.safetensors'
+            results.write_model(path, replicate(points, r), about)
 
 
-def draw(run: Run, replicate: int) -> jp.Point:
-    """Draws the initial point of a replicate."""
-    return run.trainer.init(jax.random.fold_in(replicate_key(run.config, replicate), 0))
+def replicate(stacked: Any, number: int) -> Any:
+    """Takes one replicate out of a tree whose leaves have them along their first axis."""
+    return jax.tree.map(lambda x: x[number], stacked)
 
 
-def segment_key(run: Run, segment: Segment) -> jax.Array:
-    """Makes the key of a segment: fresh at each level, shared by the techniques."""
-    return jax.random.fold_in(replicate_key(run.config, segment.replicate), 1 + segment.level)
+def fold_in(keys: jax.Array, number: int) -> jax.Array:
+    """Folds a number into each key."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def replicate_key(config: ml_collections.ConfigDict, replicate: int) -> jax.Array:
-    """Makes the key of a replicate."""
-    return jax.random.fold_in(jax.random.key(config.seed), replicate)
+def segment_keys(run: Run, segment: Segment) -> jax.Array:
+    """Makes the keys of a segment: fresh at each level, shared by the techniques."""
+    return fold_in(replicate_keys(run), 1 + segment.level)
 
 
-def restore(run: Run, position: int) -> TrainState:
-    """Restores the state that was saved at a step of the whole run."""
-    key = jax.random.key(0)
-    like = jax.eval_shape(lambda: TrainState(run.trainer.init(key), jnp.int32(0), key))
+def draw_keys(run: Run) -> jax.Array:
+    """Makes the keys that the networks are drawn from."""
+    return fold_in(replicate_keys(run), 0)
+
+
+def replicate_keys(run: Run) -> jax.Array:
+    """Makes the key of each replicate."""
+    key, numbers = jax.random.key(run.config.seed), jnp.arange(run.config.replicates)
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+
+
+def restore_rewind_step(run: Run) -> jp.Point:
+    """Restores the dense networks at the rewind step; step 0 is drawn again."""
+    step = run.config.retrain.rewind_step
+    return at_end(run, step) if step else run.networks.full.init(draw_keys(run))
+
+
+def at_end(run: Run, position: int) -> jp.Point:
+    """Restores the networks of full width that were saved at a step of the whole run."""
+    return restore(run, run.timeline[0], position).point
+
+
+def restore(run: Run, segment: Segment, position: int) -> TrainState:
+    """Restores the state saved at a step of the whole run, of networks like those of a segment."""
+    trainer = run.networks.of(segment)
+    like = jax.eval_shape(
+        lambda: TrainState(trainer.init(draw_keys(run)), jnp.int32(0), draw_keys(run))
+    )
+    sharding = TrainState(
+        jax.tree.map(lambda _: trainer.shardings.point, like.point),
+        trainer.shardings.step,
+        trainer.shardings.key,
+    )
     like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=run.trainer.sharding), like
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, sharding
     )
     return checkpoint.restore(run.store, position, like)

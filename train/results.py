@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,14 @@ from typing import Any
 
 import flax.traverse_util
 import jax
-import jinja2
-import matplotlib
+import ml_collections
 import numpy as np
 import safetensors.numpy
 
 import jaxprune as jp
-from jaxprune import plots
-from train.timeline import DENSE, Segment
+from train import data
+from train.timeline import Segment
+from train.trainer import Measured
 
 COLUMNS = (
     'replicate',
@@ -29,69 +30,125 @@ COLUMNS = (
     'compression',
     'kept',
     'train_steps',
+    'pruned_val_accuracy',
+    'pruned_test_accuracy',
     'val_accuracy',
     'test_accuracy',
+    'val_bits',
+    'test_bits',
+)
+LAYER_COLUMNS = (
+    'replicate',
+    'technique',
+    'level',
+    'path',
+    'shape',
+    'parameters',
+    'prunable',
+    'kept',
 )
 _PACKAGES = ('jaxprune', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
 
 
-def row(
-    segment: Segment,
-    point: jp.Point,
-    *,
-    train_steps: int,
-    val_accuracy: float,
-    test_accuracy: float,
-) -> dict[str, Any]:
-    """Makes the row of `results.csv` of a finished training.
+def accuracies(
+    prefix: str, measured: Mapping[str, Measured], sizes: Mapping[str, int]
+) -> dict[str, list[float]]:
+    """Makes the columns of accuracy from sums, a value a replicate.
 
     Args:
-      segment: what was trained.
-      point: where the training ended.
-      train_steps: steps that this network has cost so far, the dense training included.
-      val_accuracy: share of the validation part that is classified rightly.
-      test_accuracy: the same of the test part.
+      prefix: of the columns' names.
+      measured: sums over each part, `'val'` and `'test'`.
+      sizes: predictions of each part.
 
     Returns:
-      The columns, as Python numbers.
+      The share of right predictions in [0, 1], by column.
     """
-    total = jp.report.total(jp.report.records(point.params, jp.get_masks(point.opt_state)))
     return {
-        'replicate': segment.replicate,
-        'technique': segment.technique,
-        'level': segment.level,
-        'density': total.density,
-        'compression': total.compression,
-        'kept': total.kept,
-        'train_steps': train_steps,
-        'val_accuracy': val_accuracy,
-        'test_accuracy': test_accuracy,
+        f'{prefix}{part}_accuracy': [int(n) / sizes[part] for n in np.asarray(sums.right).sum(1)]
+        for part, sums in measured.items()
     }
+
+
+def bits(measured: Mapping[str, Measured], sizes: Mapping[str, int]) -> dict[str, list[float]]:
+    """Makes the columns of mean cross-entropy in bits a prediction; as `accuracies`."""
+    nats = {part: np.asarray(sums.nats, np.float64).sum(1) for part, sums in measured.items()}
+    return {f'{part}_bits': list(nats[part] / sizes[part] / math.log(2)) for part in measured}
+
+
+def counts(layers: Sequence[jp.report.Record], full: jp.report.Record) -> dict[str, Any]:
+    """Makes the columns of size of a network, as a share of the full dense one."""
+    own = jp.report.total(layers)
+    return {
+        'density': (own.kept - own.parameters + own.prunable) / full.prunable,
+        'compression': full.parameters / own.kept,
+        'kept': own.kept,
+    }
+
+
+def layer_rows(cell: Mapping[str, Any], layers: Sequence[jp.report.Record]) -> list[dict[str, Any]]:
+    """Makes the rows of `layers.csv` of one network, a row a leaf."""
+    return [
+        {name: cell[name] for name in LAYER_COLUMNS[:3]}
+        | {'path': layer.path, 'shape': 'x'.join(map(str, layer.shape or ()))}
+        | {'parameters': layer.parameters, 'prunable': layer.prunable, 'kept': layer.kept}
+        for layer in layers
+    ]
 
 
 def write_rows(workdir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes `results.csv` anew, so that a resumed run writes the same bytes."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(workdir / 'results.csv', text.getvalue().encode())
+    _write_table(workdir / 'results.csv', COLUMNS, rows)
+
+
+def write_layers(workdir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `layers.csv`: how many weights each leaf of each network keeps."""
+    _write_table(workdir / 'layers.csv', LAYER_COLUMNS, rows)
 
 
 def append_timing(workdir: Path, segment: Segment, seconds: float) -> None:
     """Adds a line to `timings.csv`, the one table that depends on the clock."""
     path = workdir / 'timings.csv'
-    header = '' if path.exists() else 'replicate,technique,level,seconds\n'
+    header = '' if path.exists() else 'technique,level,seconds\n'
     with path.open('a') as file:
-        name = f'{segment.replicate},{segment.technique},{segment.level}'
-        file.write(f'{header}{name},{seconds:.3f}\n')
+        file.write(f'{header}{segment.technique},{segment.level},{seconds:.3f}\n')
 
 
-def line(row: Mapping[str, Any]) -> str:
-    """Writes a row as a line for the log."""
+def write_about(
+    workdir: Path,
+    config: ml_collections.ConfigDict,
+    total: jp.report.Record,
+    dataset: data.Dataset,
+) -> None:
+    """Writes `run.json`: what was trained on what, by which versions; no clock in it."""
+    parts = {name: getattr(dataset, name) for name in ('train', 'validation', 'test')}
+    about = {
+        'dataset': {
+            'name': config.data.name,
+            'num_classes': dataset.num_classes,
+            **{f'{name}_examples': len(part.labels) for name, part in parts.items()},
+            'predictions_per_example': math.prod(dataset.train.labels.shape[1:]),
+            'fingerprint': {name: data.fingerprint(part) for name, part in parts.items()},
+        },
+        'model': {
+            'name': config.model.name,
+            'parameters': total.parameters,
+            'prunable': total.prunable,
+        },
+        'versions': {package: metadata.version(package) for package in _PACKAGES},
+        'python': platform.python_version(),
+        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    }
+    text = json.dumps(about, indent=2) + '\n'
+    write_whole(workdir / 'run.json', text.encode())
+
+
+def line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Writes the rows of a cell as a line for the log: means over replicates."""
+    row = rows[0]
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in COLUMNS[-4:]}
     return (
-        f'{row["technique"]:>13} level {row["level"]:2d}  density {row["density"]:7.2%}  '
-        f'val {row["val_accuracy"]:7.2%}  test {row["test_accuracy"]:7.2%}'
+        f'{row["technique"]:>14} level {row["level"]:2d}  density {row["density"]:7.2%}  '
+        f'val {mean["val_accuracy"]:7.2%}  test {mean["test_accuracy"]:7.2%}'
     )
 
 
@@ -139,47 +196,6 @@ def read_model(path: Path) -> tuple[dict[str, Any], jp.tree.Masks, dict[str, Any
     return variables, tree, about
 
 
-def write_report(
-    workdir: Path,
-    rows: Sequence[Mapping[str, Any]],
-    layers: Mapping[str, Sequence[jp.report.Record]],
-    config_json: str,
-) -> None:
-    """Writes `curve.png` and the self-contained `report.html`.
-
-    Args:
-      workdir: where to.
-      rows: of `results.csv`.
-      layers: for each technique, the layers of its last level in the first replicate.
-      config_json: the config, as text.
-    """
-    config = json.loads(config_json)
-    name = config['data']['name']
-    figure = plots.accuracy_curve(rows, title=f'{name}: accuracy after pruning')
-    image, drawing = io.BytesIO(), io.StringIO()
-    figure.savefig(image, format='png', dpi=160)
-    with matplotlib.rc_context({'svg.hashsalt': name}):  # the same names of shapes each time
-        figure.savefig(drawing, format='svg', metadata={'Date': None})
-    write_whole(workdir / 'curve.png', image.getvalue())
-    svg = drawing.getvalue()
-    text = _template().render(
-        title=f'{name}: trained, pruned, rewound',
-        summaries=_summaries(rows),
-        curve=svg[svg.index('<svg') :],
-        replicates=config['replicates'],
-        techniques=_techniques(rows),
-        levels=_levels(rows),
-        layers=layers,
-        headers=jp.report.HEADERS,
-        total=jp.report.total,
-        config=config_json,
-        versions={package: metadata.version(package) for package in _PACKAGES},
-        python=f'Python {platform.python_version()}',
-        devices=f'{jax.device_count()} × {jax.devices()[0].device_kind}',
-    )
-    write_whole(workdir / 'report.html', text.encode())
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a killed run, finds it whole or not at all."""
     part = path.with_name(path.name + '.part')
@@ -190,36 +206,9 @@ def write_whole(path: Path, content: bytes) -> None:
     part.replace(path)
 
 
-def _template() -> jinja2.Template:
-    source = (Path(__file__).parent / 'report.html.j2').read_text()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(source)
-
-
-def _techniques(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(row['technique'] for row in rows if row['technique'] != DENSE))
-
-
-def _levels(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Gathers, for each level, its density and the accuracies of each technique."""
-    levels: dict[int, dict[str, Any]] = {}
-    for row in rows:
-        level = levels.setdefault(row['level'], {**row, 'techniques': {}})
-        level['techniques'].setdefault(row['technique'], []).append(row['test_accuracy'])
-    return [levels[level] for level in sorted(levels)]
-
-
-def _summaries(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Writes a sentence for the last level of each technique, from the means over replicates."""
-    dense = float(np.mean([row['test_accuracy'] for row in rows if row['technique'] == DENSE]))
-    sentences = [f'The dense network has a test accuracy of {dense:.2%}.']
-    for technique in _techniques(rows):
-        chosen = [row for row in rows if row['technique'] == technique]
-        last = [row for row in chosen if row['level'] == max(row['level'] for row in chosen)]
-        accuracy = float(np.mean([row['test_accuracy'] for row in last]))
-        sentences.append(
-            f'{technique} keeps {last[0]["density"]:.2%} of the prunable weights '
-            f'({last[0]["compression"]:.1f}× fewer parameters) at {accuracy:.2%}, '
-            f'{100 * (accuracy - dense):+.2f} points.'
-        )
-    return sentences
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())

@@ -7,10 +7,20 @@ from typing import NamedTuple
 DENSE = 'dense'
 
 
-class Segment(NamedTuple):
-    """One training: the dense network of a replicate, or one round of a technique."""
+class Training(NamedTuple):
+    """How the rounds of one technique are trained."""
 
-    replicate: int
+    name: str
+    steps: int
+    """Length of a round."""
+    prunes: str | None
+    """The technique whose networks its rounds prune: mostly its own; `None` for one that trains
+    from scratch."""
+
+
+class Segment(NamedTuple):
+    """One training, of all replicates: the dense networks, or one round of a technique."""
+
     technique: str
     """`'dense'` at level 0."""
     level: int
@@ -29,43 +39,37 @@ class Segment(NamedTuple):
 
     def __str__(self) -> str:
         """Names the segment in messages."""
-        name = self.technique if self.level == 0 else f'{self.technique} level {self.level}'
-        return name if self.replicate == 0 else f'{name} of replicate {self.replicate}'
+        return self.technique if self.level == 0 else f'{self.technique} level {self.level}'
 
 
 def segments(
     *,
-    replicates: int,
-    techniques: Sequence[str],
+    trainings: Sequence[Training],
     plan: Sequence[float],
     train_steps: int,
-    retrain_steps: int,
+    iterative: bool = True,
 ) -> list[Segment]:
-    """Lays out a run: for each replicate the dense training, then each technique's rounds.
+    """Lays out a run: the dense training, then each technique's rounds.
 
     Args:
-      replicates: networks trained, each from its own random keys.
-      techniques: names of the retraining techniques.
+      trainings: the techniques; one that prunes the networks of another comes after it.
       plan: absolute densities, level 1 first.
       train_steps: steps of a dense training.
-      retrain_steps: steps of a round.
+      iterative: whether a round prunes the network of the level before, not the dense one.
 
     Returns:
-      The segments in the order in which they run.
+      The segments in the order in which they run. One step of the whole run is a step of each
+      replicate.
     """
-    result: list[Segment] = []
-    start = 0
-    for replicate in range(replicates):
-        dense = Segment(replicate, DENSE, 0, 1.0, start, train_steps, None)
-        result.append(dense)
-        start = dense.end
-        for technique in techniques:
-            source = dense.end
-            for level, density in enumerate(plan, 1):
-                result.append(
-                    Segment(replicate, technique, level, density, start, retrain_steps, source)
-                )
-                source = start = start + retrain_steps
+    dense = Segment(DENSE, 0, 1.0, 0, train_steps, None)
+    result = [dense]
+    ends = {(training.name, 0): dense.end for training in trainings}
+    for name, steps, prunes in trainings:
+        for level, density in enumerate(plan, 1):
+            source = None if prunes is None else ends[prunes, level - 1 if iterative else 0]
+            segment = Segment(name, level, density, result[-1].end, steps, source)
+            ends[name, level] = segment.end
+            result.append(segment)
     return result
 
 
@@ -80,3 +84,19 @@ def locate(timeline: Sequence[Segment], step: int) -> int:
       The place of the segment in the timeline; its length when the run is complete.
     """
     return bisect.bisect_right([segment.end for segment in timeline], step)
+
+
+def cost(timeline: Sequence[Segment], segment: Segment) -> int:
+    """Counts the training steps that a segment's network has cost, those it descends from too.
+
+    Args:
+      timeline: what `segments` returned.
+      segment: one of them.
+
+    Returns:
+      Steps of one replicate, the dense training included.
+    """
+    if segment.source is None:
+        return segment.steps
+    source = timeline[locate(timeline, segment.source) - 1]
+    return segment.steps + cost(timeline, source)

@@ -14,7 +14,16 @@ from train import results
 from train.errors import BadInput
 
 _CONFIG = 'config.json'
-_WRITTEN = ('checkpoints', 'models', 'results.csv', 'timings.csv', 'report.html', 'curve.png')
+_WRITTEN = (
+    'checkpoints',
+    'models',
+    'results.csv',
+    'layers.csv',
+    'timings.csv',
+    'run.json',
+    'report.html',
+    'report.md',
+)
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> None:

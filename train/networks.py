@@ -1,0 +1,157 @@
+"""The networks of a run: the full one, and the narrower ones of the control that has them."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+import jaxprune as jp
+from train import config as config_lib
+from train import data, models
+from train import step as step_lib
+from train import trainer as trainer_lib
+from train.timeline import Segment
+from train.trainer import Trainer
+
+_SMALLEST = 2.0**-10
+
+
+class Networks(NamedTuple):
+    """The trainers of a run, by the width of their network."""
+
+    full: Trainer
+    total: jp.report.Record
+    """Counts of the full network."""
+    widths: Mapping[int, float]
+    """The width of the small dense network of each level, where the run has them."""
+    trainer: Callable[[float], Trainer]
+    about: Callable[[Segment], dict[str, Any]]
+    """What the file of a segment's model says about it."""
+
+    def of(self, segment: Segment) -> Trainer:
+        """Returns what trains the network of a segment."""
+        return self.trainer(self.width(segment))
+
+    def width(self, segment: Segment) -> float:
+        """Returns the width of the network of a segment; 1 is full."""
+        return self.widths[segment.level] if segment.technique == 'small_dense' else 1.0
+
+
+def make(
+    config: ml_collections.ConfigDict, dataset: data.Dataset, segments: Sequence[Segment]
+) -> Networks:
+    """Makes the trainers of a run; nothing compiles yet.
+
+    Args:
+      config: a checked config.
+      dataset: what is trained on.
+      segments: the timeline of the run.
+
+    Returns:
+      The trainers.
+
+    Raises:
+      ValueError: a level that keeps no weight, or no fewer than the one before; no small dense
+        network that is as small as a level.
+    """
+    mesh = trainer_lib.make_mesh()
+    steps = trainer_lib.dispatch_steps(config, {s.steps for s in segments} | _rewind(config))
+
+    @functools.cache
+    def trainer(width: float) -> Trainer:
+        return trainer_lib.make_trainer(config, build(config, dataset, width), dataset, mesh, steps)
+
+    def records(width: float) -> list[jp.report.Record]:
+        return _records(trainer(width), config.replicates)
+
+    check_counts(config, [record.prunable for record in records(1.0) if record.prunable])
+    total = jp.report.total(records(1.0))
+    parameters = lambda width: jp.report.total(records(width)).parameters
+    widths = {
+        segment.level: width_of(round(segment.density * total.prunable), total, parameters)
+        for segment in segments
+        if segment.technique == 'small_dense'
+    }
+    normalization = step_lib.normalization(config, dataset.train)
+
+    def about(segment: Segment) -> dict[str, Any]:
+        width = widths[segment.level] if segment.technique == 'small_dense' else 1.0
+        kind = {'model': config.model.name, 'num_classes': dataset.num_classes, 'width': width}
+        return kind | {'dtype': config.model.dtype} | normalization
+
+    return Networks(trainer(1.0), total, widths, trainer, about)
+
+
+def build(config: ml_collections.ConfigDict, dataset: data.Dataset, width: float) -> Any:
+    """Builds the model of a config at a width."""
+    return models.build(
+        config.model.name,
+        num_classes=dataset.num_classes,
+        dtype=config.model.dtype,
+        width=width,
+    )
+
+
+def check_counts(config: ml_collections.ConfigDict, sizes: Sequence[int]) -> None:
+    """Raises `ValueError` unless each level keeps some weights, and fewer than the one before."""
+    for size in sizes if config.prune.allocation == 'uniform' else [sum(sizes)]:
+        before = size
+        for level, density in enumerate(config_lib.density_plan(config), 1):
+            if not 0 < round(density * size) < before:
+                raise ValueError(
+                    f'config.prune: level {level} has density {density:.3g}, which keeps '
+                    f'{round(density * size)} of {size} weights, the level before {before}'
+                )
+            before = round(density * size)
+
+
+def width_of(kept: int, total: jp.report.Record, parameters: Callable[[float], int]) -> float:
+    """Finds the widest network with no more parameters than a pruned one, by bisection.
+
+    Args:
+      kept: prunable weights that the pruned network keeps.
+      total: counts of the full network.
+      parameters: counts the parameters of the network of a width.
+
+    Returns:
+      A width in (0, 1], a multiple of 1/1024.
+
+    Raises:
+      ValueError: the smallest network is larger.
+    """
+    budget = total.parameters - total.prunable + kept
+
+    def fits(width: float) -> bool:
+        return parameters(width) <= budget
+
+    low, high = _SMALLEST, 1.0
+    if not fits(low):
+        raise ValueError(
+            f"config.retrain.techniques: 'small_dense' cannot have as few parameters as the level "
+            f'that keeps {kept} weights, {budget} with those that are not pruned: leave it out, or '
+            'end at a higher density'
+        )
+    while high - low > _SMALLEST:
+        middle = round((low + high) / 2 / _SMALLEST) * _SMALLEST
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _rewind(config: ml_collections.ConfigDict) -> set[int]:
+    return {config.retrain.rewind_step} - {0}
+
+
+def _records(trainer: Trainer, replicates: int) -> list[jp.report.Record]:
+    """Counts one dense network, from its shapes alone."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), replicates))
+    point = jax.eval_shape(trainer.init, keys)
+    masks = dict(jp.tree.named_leaves(jp.get_masks(point.opt_state)))
+    shapes = {path: leaf.shape[1:] for path, leaf in jp.tree.named_leaves(point.params)}
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    return [
+        jp.report.Record(path, shapes[path], n, 0 if masks[path] is None else n, n)
+        for path, n in sizes.items()
+    ]

@@ -1,0 +1,204 @@
+"""The jitted training of all replicates over a mesh of all devices."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxprune as jp
+from train import data, techniques
+from train import step as step_lib
+from train.step import Learner
+
+
+class TrainState(NamedTuple):
+    """All that one training changes; with the data it determines what follows, bit for bit."""
+
+    point: jp.Point
+    """Weights, the optimizer's state with the masks in it, and batch statistics; each leaf has
+    the replicates along its first axis."""
+    step: jax.Array
+    """Steps taken in this training, int32: also the position in the data."""
+    key: jax.Array
+    """Random keys of this training, one a replicate, which the order of the data is drawn from."""
+
+
+class Measured(NamedTuple):
+    """Sums over a part of the data, an entry a replicate and batch."""
+
+    right: jax.Array
+    """Predictions that are right, (R, batches), int32."""
+    nats: jax.Array
+    """Cross-entropy of the predictions, (R, batches), float32."""
+
+
+class Trainer(NamedTuple):
+    """The compiled functions of a run; one compilation each, whatever the round."""
+
+    init: Callable[[jax.Array], jp.Point]
+    """Draws the initial points of all replicates, from a random key each."""
+    train: Callable[[TrainState, data.Split], tuple[TrainState, jax.Array]]
+    """Takes the steps of one dispatch and donates the state; returns the losses, (R, steps), the
+    last one NaN where a weight is no longer finite."""
+    measure: Callable[[jp.Point, data.Split], Measured]
+    """Evaluates every example of a part of the data."""
+    score: Callable[[jp.Point, data.Split, jax.Array], jp.tree.Scores]
+    """Scores one network as the config says; the key is for random scores."""
+    reset: Callable[[jp.tree.Params], optax.OptState]
+    """Makes the state of the optimizer afresh for one network."""
+    shardings: TrainState
+    """Where states lie: replicates over the devices, where they divide evenly."""
+    replicated: NamedSharding
+    """Where data lie."""
+
+
+def make_mesh() -> Mesh:
+    """Lays all devices along one axis, `'devices'`."""
+    return jax.make_mesh((jax.device_count(),), ('devices',), axis_types=(AxisType.Auto,))
+
+
+def dispatch_steps(config: ml_collections.ConfigDict, lengths: set[int]) -> int:
+    """Finds the most steps, up to the config's, that divide every length of a training."""
+    common = math.gcd(*lengths)
+    limit = min(config.train.steps_per_dispatch, common)
+    return max(steps for steps in range(1, limit + 1) if common % steps == 0)
+
+
+def make_trainer(
+    config: ml_collections.ConfigDict,
+    model: nn.Module,
+    dataset: data.Dataset,
+    mesh: Mesh,
+    steps: int,
+) -> Trainer:
+    """Compiles nothing yet: makes the functions of a run.
+
+    Where the devices divide the replicates evenly, each device trains some of them and none waits
+    for another; elsewhere each batch is split over the devices. A device trains its replicates
+    side by side (`vmap`) or in turn (`map`), in either case in one program.
+
+    Args:
+      config: a checked config.
+      model: called as `model.apply(variables, inputs, train=...)`, returns logits.
+      dataset: its training part gives the shapes and the normalisation.
+      mesh: all devices, along an axis `'devices'`.
+      steps: of one dispatch.
+
+    Returns:
+      Jitted functions; data are arguments, so that they live on the devices.
+    """
+    about = step_lib.normalization(config, dataset.train)
+    learner = step_lib.make_learner(config, model, about, dataset.train.inputs[:1])
+    apart = config.replicates % mesh.size == 0
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('devices'))
+    each = split if apart else whole
+    over = _in_turn if config.replicate_by == 'map' else jax.vmap
+
+    def spread(batch: Any) -> Any:
+        return batch if apart else jax.lax.with_sharding_constraint(batch, split)
+
+    def share_out(f: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
+        return jax.shard_map(f, mesh=mesh, in_specs=inputs, out_specs=outputs) if apart else f
+
+    train_one = _training(learner, config.train.batch_size, steps, spread)
+    measure_one = _measuring(learner, config.train.batch_size, spread)
+
+    def train(state: TrainState, part: data.Split) -> tuple[TrainState, jax.Array]:
+        one = lambda point, key: train_one(point, state.step, key, part)
+        points, losses = over(one)(state.point, state.key)
+        return TrainState(points, state.step + steps, state.key), losses
+
+    def measure(point: jp.Point, part: data.Split) -> Measured:
+        return over(lambda point: measure_one(point, part))(point)
+
+    def loss(point: jp.Point, params: Any, batch: step_lib.Batch) -> jax.Array:
+        logits = learner.predict(point._replace(params=params), batch[0])
+        return step_lib.cross_entropy(logits, batch[1]).mean()
+
+    states = TrainState(P('devices'), P(), P('devices'))  # type: ignore[arg-type]
+    shardings = TrainState(each, whole, each)  # type: ignore[arg-type]
+    return Trainer(
+        jax.jit(jax.vmap(learner.init), out_shardings=each),
+        jax.jit(
+            share_out(train, (states, P()), (states, P('devices'))),
+            donate_argnums=0,
+            out_shardings=(shardings, each),
+        ),
+        jax.jit(share_out(measure, (P('devices'), P()), P('devices')), out_shardings=each),
+        techniques.scorer(config, loss),
+        learner.reset,
+        shardings,
+        whole,
+    )
+
+
+def resident(dataset: data.Dataset, sharding: NamedSharding) -> data.Dataset:
+    """Puts the inputs and labels of a data set onto the devices."""
+    parts = {part: getattr(dataset, part) for part in ('train', 'validation', 'test')}
+    return dataset._replace(**jax.device_put(parts, sharding))
+
+
+def _training(
+    learner: Learner, batch: int, steps: int, spread: Callable[[Any], Any]
+) -> Callable[..., tuple[jp.Point, jax.Array]]:
+    """Makes what takes the steps of a dispatch with one network, from a step of its training."""
+
+    def train(point: jp.Point, first: jax.Array, key: jax.Array, part: data.Split) -> Any:
+        examples = len(part.labels)
+
+        def epoch_order(number: jax.Array) -> jax.Array:
+            epoch = number // (examples // batch)
+            own = jax.random.fold_in(jax.random.fold_in(key, 0), epoch)
+            return jax.random.permutation(own, examples)
+
+        def body(carry: tuple[jp.Point, jax.Array], number: jax.Array) -> Any:
+            point, order = carry
+            place = number % (examples // batch)
+            order = jax.lax.cond(place == 0, epoch_order, lambda _: order, number)
+            now = jax.lax.dynamic_slice_in_dim(order, place * batch, batch)
+            chosen = spread((part.inputs[now], part.labels[now]))
+            point, loss = learner.step(point, number, key, chosen)
+            return (point, order), loss
+
+        numbers = first + jnp.arange(steps, dtype=jnp.int32)
+        (point, _), losses = jax.lax.scan(body, (point, epoch_order(first)), numbers)
+        # what the last update does shows in no loss yet, but in the weights
+        finite = jax.tree.map(lambda w: jnp.isfinite(w).all(), point.params)
+        healthy = jnp.stack(jax.tree.leaves(finite)).all()
+        return point, losses.at[-1].set(jnp.where(healthy, losses[-1], jnp.nan))
+
+    return train
+
+
+def _measuring(
+    learner: Learner, batch: int, spread: Callable[[Any], Any]
+) -> Callable[[jp.Point, data.Split], Measured]:
+    """Makes what evaluates one network on a part of the data, batch by batch."""
+
+    def measure(point: jp.Point, part: data.Split) -> Measured:
+        size = len(part.labels)
+        batches = -(-size // batch)
+
+        def sums(chosen: jax.Array) -> Measured:
+            now = chosen % size  # the last batch is filled from the first, and not counted
+            inputs, labels = spread((part.inputs[now], part.labels[now]))
+            logits = learner.predict(point, inputs)
+            counts = (chosen < size).reshape(-1, *[1] * (labels.ndim - 1))
+            right = (logits.argmax(-1) == labels) & counts
+            nats = jnp.where(counts, step_lib.cross_entropy(logits, labels), 0.0)
+            return Measured(right.sum(), nats.sum())
+
+        return jax.lax.map(sums, jnp.arange(batches * batch).reshape(batches, batch))
+
+    return measure
+
+
+def _in_turn(f: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *stacked: jax.lax.map(lambda one: f(*one), stacked)
