@@ -43,7 +43,7 @@ class Transformer(nn.Module):
         x = x + position.astype(self.dtype)[None]
         for _ in range(self.layers):
             x = _Block(self.heads, self.dtype)(x)
-        x = nn.LayerNorm(dtype=self.dtype)(x)
+        x = nn.LayerNorm()(x.astype(jnp.float32)).astype(self.dtype)
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
 
@@ -56,11 +56,11 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x_NxLxD: jax.Array) -> jax.Array:
         N, L, D = x_NxLxD.shape
-        y = nn.LayerNorm(dtype=self.dtype)(x_NxLxD)
+        y = nn.LayerNorm()(x_NxLxD.astype(jnp.float32)).astype(self.dtype)
         y = nn.Dense(3 * D, use_bias=False, dtype=self.dtype, name='query_key_value')(y)
         query, key, value = jnp.moveaxis(y.reshape(N, L, 3, self.heads, D // self.heads), 2, 0)
         y = jax.nn.dot_product_attention(query, key, value, is_causal=True).reshape(N, L, D)
         x = x_NxLxD + nn.Dense(D, use_bias=False, dtype=self.dtype, name='attended')(y)
-        y = nn.LayerNorm(dtype=self.dtype)(x)
+        y = nn.LayerNorm()(x.astype(jnp.float32)).astype(self.dtype)
         y = nn.relu(nn.Dense(4 * D, dtype=self.dtype)(y))
         return x + nn.Dense(D, dtype=self.dtype)(y)
