@@ -6,6 +6,9 @@ published figures are those of that code's README. Its scripts give the MLP 256 
 their defaults and the class itself 100; both are shown.
 
 python -m benchmarks.mnist1d_baselines
+
+216 s on two x86-64 cores that were busy with other work. Logistic regression 31.3 ± 0.0 %, MLP of
+100 units 65.7 ± 1.9, of 256 units 67.5 ± 1.4, CNN 93.9 ± 0.4.
 """
 
 import time
