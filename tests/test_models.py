@@ -9,13 +9,19 @@ import pytest
 from jaxprune import tree
 from train import models
 
-IMAGES = {'lenet300': (2, 28, 28, 1), 'convnet': (2, 8, 8, 1)}
+TEXT = ('lstm', 'transformer')
+INPUTS = {
+    **dict.fromkeys(TEXT, (2, 8)),
+    **dict.fromkeys(('conv1d', 'mlp1d', 'mlp256'), (2, 40, 1)),
+    'lenet300': (2, 28, 28, 1),
+    'convnet': (2, 8, 8, 1),
+}
 CONVNET = models.build('convnet', num_classes=10)
 RESNET8 = models.resnet(8)(num_classes=10)
 
 
 def _shape(name):
-    return IMAGES.get(name, (2, 32, 32, 3))
+    return INPUTS.get(name, (2, 32, 32, 3))
 
 
 def _variables(model, shape):
@@ -49,7 +55,14 @@ def _resnet_size(depth, num_classes=10):
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('train', [False, True])
-@pytest.mark.parametrize('name', sorted(models.MODELS))
+@pytest.mark.parametrize(
+    'name',
+    [
+        # flax's LSTM and JAX's attention promote bfloat16
+        pytest.param(name, marks=[pytest.mark.promotes] if name in TEXT else [])
+        for name in sorted(models.MODELS)
+    ],
+)
 def test_logits_and_variables_are_float32(name, train, dtype):
     model, shape = models.build(name, num_classes=7, dtype=dtype), _shape(name)
     variables = _variables(model, shape)
@@ -57,15 +70,17 @@ def test_logits_and_variables_are_float32(name, train, dtype):
     logits, updates = jax.eval_shape(
         lambda v, x: model.apply(v, x, train=train, mutable=['batch_stats']), variables, images
     )
-    assert logits.shape == (2, 7) and logits.dtype == jnp.float32
+    assert logits.shape == ((2, 8, 7) if name in TEXT else (2, 7))
+    assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    assert set(variables) == ({'params'} if name == 'lenet300' else {'params', 'batch_stats'})
+    normalised = name.startswith(('convnet', 'resnet'))
+    assert set(variables) == ({'params', 'batch_stats'} if normalised else {'params'})
     assert jax.tree.structure(updates) == jax.tree.structure(
         {key: value for key, value in variables.items() if key == 'batch_stats'}
     )
 
 
-@pytest.mark.parametrize('name', ['lenet300', 'convnet', 'resnet20'])
+@pytest.mark.parametrize('name', ['conv1d', 'lenet300', 'convnet', 'mlp1d', 'resnet20'])
 def test_the_dtype_is_that_of_the_computation(name):
     model, shape = models.build(name, num_classes=10, dtype=jnp.bfloat16), _shape(name)
     variables, images = _variables(model, shape), jax.ShapeDtypeStruct(shape, jnp.float32)

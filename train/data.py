@@ -1,6 +1,7 @@
 """Data: TFDS data sets held in memory, and preprocessing that runs inside jit."""
 
 import difflib
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,22 +14,27 @@ from jax.typing import ArrayLike
 
 from train import datasets
 
+_INPUTS = (np.uint8, np.int32, np.float32)
 _NAME = re.compile(r'(?P<root>\w+)(/[^/:=]+)?(:[\d.*]+)?')
 
 
 class DatasetError(ValueError):
-    """A data set that is unknown, not prepared, or not of images and class labels."""
+    """A data set that is unknown, not prepared, or not of fixed-shape inputs and classes."""
 
 
 class Split(NamedTuple):
-    """Examples in memory: images (N, H, W, C), uint8 or float32, and labels (N,), int32."""
+    """Examples in memory.
 
-    images: np.ndarray
+    Inputs (N, ...) are uint8, int32 or float32: images (N, H, W, C), signals (N, L, C), tokens
+    (N, L). Labels are int32: (N,), or (N, L) where each position of a sequence has a class.
+    """
+
+    inputs: np.ndarray
     labels: np.ndarray
 
 
 class Dataset(NamedTuple):
-    """The three parts of a data set and its number of classes."""
+    """The three parts of a data set and its number of classes: for text, the vocabulary."""
 
     train: Split
     validation: Split
@@ -37,35 +43,65 @@ class Dataset(NamedTuple):
 
 
 def load(name: str, *, directory: str | None, validation_examples: int, seed: int) -> Dataset:
-    """Loads a data set of labelled images into memory, without TensorFlow and without a network.
+    """Loads a data set of labelled examples into memory, without TensorFlow and without a network.
 
     Nothing is ever downloaded. The builders of `train.datasets` need no download and are prepared
     on first use; any other must have been prepared, in a format of random access.
+
+    The supervised keys must name an input of fixed shape, uint8, int32 or float32, and its target:
+    a class label, or a class a position for inputs (L, ...), as a sequence of L class labels or as
+    a tensor (L,) of uint8 or int32 with the metadata `num_classes`.
 
     Args:
       name: TFDS name: `name`, `name/config`, either with `:version`.
       directory: where TFDS keeps prepared data; `None` is `TFDS_DATA_DIR` or else
         `~/tensorflow_datasets`.
-      validation_examples: how many examples of the TFDS split 'train' are held out of training;
-        at least 1 and fewer than there are.
+      validation_examples: how many examples the validation part has, at least 1. They are picked
+        from the TFDS split 'validation' where there is one, at most all of it; the others there
+        are not used. Else they are held out of 'train', which has to have more.
       seed: of the permutation that picks them, in [0, 2**32).
 
     Returns:
-      The data set. Training and validation examples keep the order of 'train' and are together
-      exactly its examples; the test part is the TFDS split 'test'.
+      The data set. Training and validation examples keep their order; without a TFDS split
+      'validation' they are together exactly the examples of 'train', with one the training part is
+      all of 'train'. The test part is the TFDS split 'test'.
 
     Raises:
       DatasetError: the name is unknown; the data are not prepared, with the command that does it;
-        or they are not fixed-size images with visible class labels and splits 'train' and 'test'.
+        or they are not such inputs with visible targets, in splits 'train' and 'test'.
       ValueError: `validation_examples` or `seed` is out of range.
     """
     builder = _open(name, directory)
-    keys = _image_and_label(name, builder.info)
+    keys, num_classes = _input_and_label(name, builder.info)
     if isinstance(builder, datasets.OFFLINE):
         builder = _prepare(name, builder, directory)
-    train, test = (_read(name, source, keys) for source in _sources(name, builder))
-    train, validation = hold_out(train, validation_examples, seed=seed)
-    return Dataset(train, validation, test, builder.info.features[keys[1]].num_classes)
+    parts = {
+        split: _read(name, source, keys, num_classes)
+        for split, source in _sources(name, builder).items()
+    }
+    if 'validation' in parts:
+        validation = _pick(parts['validation'], validation_examples, seed=seed)
+        return Dataset(parts['train'], validation, parts['test'], num_classes)
+    train, validation = hold_out(parts['train'], validation_examples, seed=seed)
+    return Dataset(train, validation, parts['test'], num_classes)
+
+
+def fingerprint(split: Split) -> str:
+    """Hashes a split, so that two runs can tell whether they have the same data.
+
+    Args:
+      split: its inputs and labels may lie on devices.
+
+    Returns:
+      SHA-256, in hexadecimal, over dtype, shape and bytes (little-endian, the last axis fastest)
+      of the inputs and then of the labels.
+    """
+    digest = hashlib.sha256()
+    for array in map(np.asarray, split):
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
+        digest.update(f'{array.dtype.name} {array.shape} '.encode())
+        digest.update(little)
+    return digest.hexdigest()
 
 
 def hold_out(split: Split, examples: int, *, seed: int) -> tuple[Split, Split]:
@@ -88,16 +124,15 @@ def hold_out(split: Split, examples: int, *, seed: int) -> tuple[Split, Split]:
             f'validation_examples={examples} must be at least 1 and below {n}, '
             'the number of training examples they are held out of'
         )
-    held = np.zeros(n, bool)
-    held[np.random.RandomState(seed).permutation(n)[:examples]] = True
+    held = _chosen(n, examples, seed)
     return Split(*(x[~held] for x in split)), Split(*(x[held] for x in split))
 
 
-def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def channel_moments(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Measures mean and standard deviation of each channel: what `standardize` wants.
 
     Args:
-      images: (N, H, W, C), the training part.
+      inputs: (N, ..., C), the training part: images, signals, or vectors of C features.
 
     Returns:
       Mean and standard deviation, each (C,) and float32, accumulated in float64.
@@ -105,45 +140,47 @@ def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: a channel is constant, so that it cannot be standardised.
     """
-    mean = images.mean(axis=(0, 1, 2), dtype=np.float64)
-    std = images.std(axis=(0, 1, 2), dtype=np.float64)
+    axes = tuple(range(inputs.ndim - 1))
+    mean = inputs.mean(axis=axes, dtype=np.float64)
+    std = inputs.std(axis=axes, dtype=np.float64)
     if not std.all():
         raise ValueError(f'channel {int(np.argmin(std))} is constant: it has no standard deviation')
     return mean.astype(np.float32), std.astype(np.float32)
 
 
-def standardize(images: jax.Array, *, mean: ArrayLike, std: ArrayLike) -> jax.Array:
-    """Standardises images by given moments: (x - mean) / std.
+def standardize(inputs: jax.Array, *, mean: ArrayLike, std: ArrayLike) -> jax.Array:
+    """Standardises inputs by given moments: (x - mean) / std.
 
     Args:
-      images: (N, H, W, C), any real dtype.
+      inputs: (N, ..., C), any real dtype.
       mean: scalar, or one value a channel, (C,).
       std: like `mean`, positive.
 
     Returns:
-      float32, the shape of `images`.
+      float32, the shape of `inputs`.
     """
-    mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (mean, std))
-    return (images.astype(jnp.float32) - mean) / std
+    channels = (1,) * (inputs.ndim - 1) + (-1,)
+    mean, std = (jnp.asarray(x, jnp.float32).reshape(channels) for x in (mean, std))
+    return (inputs.astype(jnp.float32) - mean) / std
 
 
-def standardize_each(images: jax.Array) -> jax.Array:
-    """Standardises each image by itself: (x - mean) / max(std, 1 / sqrt(n)), n values an image.
+def standardize_each(inputs: jax.Array) -> jax.Array:
+    """Standardises each example by itself: (x - mean) / max(std, 1 / sqrt(n)), n values in it.
 
-    The floor leaves a constant image at 0 instead of dividing it by 0.
+    The floor leaves a constant example at 0 instead of dividing it by 0.
 
     Args:
-      images: (N, H, W, C), any real dtype.
+      inputs: (N, ...), any real dtype.
 
     Returns:
-      float32, the shape of `images`.
+      float32, the shape of `inputs`.
 
     Source: `tf.image.per_image_standardization`.
     """
-    x_NxHxWxC = images.astype(jnp.float32)
-    mean = x_NxHxWxC.mean(axis=(1, 2, 3), keepdims=True)
-    std = x_NxHxWxC.std(axis=(1, 2, 3), keepdims=True)
-    return (x_NxHxWxC - mean) / jnp.maximum(std, images[0].size ** -0.5)
+    x = inputs.astype(jnp.float32)
+    axes = tuple(range(1, x.ndim))
+    mean, std = x.mean(axis=axes, keepdims=True), x.std(axis=axes, keepdims=True)
+    return (x - mean) / jnp.maximum(std, inputs[0].size ** -0.5)
 
 
 def crop_and_flip(key: jax.Array, images: jax.Array, *, padding: int = 4) -> jax.Array:
@@ -158,8 +195,13 @@ def crop_and_flip(key: jax.Array, images: jax.Array, *, padding: int = 4) -> jax
     Returns:
       The shape and dtype of `images`.
 
+    Raises:
+      ValueError: the inputs are not images.
+
     Source: He et al. 2015, arXiv:1512.03385, sec. 4.2.
     """
+    if images.ndim != 4:
+        raise ValueError(f'only images (N, H, W, C) are cropped and flipped, not {images.shape}')
     n = len(images)
     crop_key, flip_key = jax.random.split(key)
     corners_Nx2 = jax.random.randint(crop_key, (n, 2), 0, 2 * padding + 1)
@@ -197,20 +239,33 @@ def _open(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
         raise DatasetError(f'{name!r} cannot be opened: {error}') from error
 
 
-def _image_and_label(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
-    """Names the two features that are the image and its class."""
+def _input_and_label(name: str, info: tfds.core.DatasetInfo) -> tuple[tuple[str, str], int]:
+    """Names the two features that are the input and its target, and counts the classes."""
     features, keys = info.features, info.supervised_keys
     match keys:
-        case (str(image), str(label)) if image in features and label in features:
-            shape = features[image].shape
-            is_image = features[image].np_dtype in (np.uint8, np.float32)
-            is_image = is_image and len(shape) == 3 and None not in shape
-            if is_image and isinstance(features[label], tfds.features.ClassLabel):
-                return image, label
+        case (str(given), str(target)) if given in features and target in features:
+            shape, positions = features[given].shape, features[target].shape
+            is_input = features[given].np_dtype in _INPUTS and len(shape) and None not in shape
+            classes = _classes(features[target], info.metadata)
+            if is_input and classes and positions in ((), shape[:1]):
+                return (given, target), classes
     raise DatasetError(
-        f'{name!r} needs supervised_keys that name an image of fixed (H, W, C), uint8 or float32, '
-        f'and a class label; it has supervised_keys={keys} and the features {features}'
+        f'{name!r} needs supervised_keys that name an input of fixed shape, uint8, int32 or '
+        'float32, and its target: a class label, or for inputs (L, ...) L class labels, or a '
+        f"tensor (L,) of uint8 or int32 with the metadata 'num_classes'; it has "
+        f'supervised_keys={keys} and the features {features}'
     )
+
+
+def _classes(target: Any, metadata: Any) -> int | None:
+    """Counts the classes of a target; `None` is a target that is not of classes."""
+    if isinstance(target, tfds.features.Sequence):
+        target = target.feature
+    if isinstance(target, tfds.features.ClassLabel):
+        return target.num_classes
+    if type(target) is tfds.features.Tensor and target.np_dtype in (np.uint8, np.int32):
+        return (metadata or {}).get('num_classes')
+    return None
 
 
 def _prepare(
@@ -227,10 +282,11 @@ def _prepare(
     return _open(name, directory)
 
 
-def _sources(name: str, builder: tfds.core.DatasetBuilder) -> list[Sequence[Any]]:
-    """Opens 'train' and 'test'; reading is tried first, so that mocked data need no files."""
+def _sources(name: str, builder: tfds.core.DatasetBuilder) -> dict[str, Sequence[Any]]:
+    """Opens the splits; reading is tried first, so that mocked data need no files."""
+    wanted = ['train', 'test', *({'validation'} & set(builder.info.splits))]
     try:
-        return builder.as_data_source(split=['train', 'test'])
+        return dict(zip(wanted, builder.as_data_source(split=wanted), strict=True))
     except (KeyError, NotImplementedError, ValueError) as error:
         splits = list(builder.info.splits)
         if not splits:
@@ -256,11 +312,32 @@ def _how_to_prepare(builder: tfds.core.DatasetBuilder, directory: str) -> str:
     )
 
 
-def _read(name: str, source: Sequence[Any], keys: tuple[str, str]) -> Split:
+def _read(name: str, source: Sequence[Any], keys: tuple[str, str], num_classes: int) -> Split:
     """Decodes every example of a data source."""
-    image, label = keys
+    given, target = keys
     examples = list(source)
-    labels = np.array([example[label] for example in examples], np.int32)
+    labels = np.array([example[target] for example in examples], np.int32)
     if (labels < 0).any():
         raise DatasetError(f'{name!r} hides labels: some are negative')
-    return Split(np.stack([example[image] for example in examples]), labels)
+    if (labels >= num_classes).any():
+        raise DatasetError(f'{name!r} has label {labels.max()} where num_classes={num_classes}')
+    return Split(np.stack([example[given] for example in examples]), labels)
+
+
+def _pick(split: Split, examples: int, *, seed: int) -> Split:
+    """Takes examples of the data set's own validation split, in their order."""
+    n = len(split.labels)
+    if not 1 <= examples <= n:
+        raise ValueError(
+            f'validation_examples={examples} must be at least 1 and at most {n}, the examples of '
+            "the data set's own split 'validation'"
+        )
+    chosen = _chosen(n, examples, seed)
+    return Split(*(x[chosen] for x in split))
+
+
+def _chosen(n: int, examples: int, seed: int) -> np.ndarray:
+    """Marks as many of n examples as are wanted, by a permutation."""
+    chosen = np.zeros(n, bool)
+    chosen[np.random.RandomState(seed).permutation(n)[:examples]] = True
+    return chosen

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-_WIDTHS = (16, 32, 64)
+from train.models.widths import scaled
+
+_CHANNELS = (16, 32, 64)  # a stage
 _HE = nn.initializers.he_normal()
 
 
@@ -23,13 +25,15 @@ class ResNet(nn.Module):
     blocks: int  # a stage
     num_classes: int
     dtype: DTypeLike = jnp.float32
+    width: float = 1.0  # multiplies the channels of every stage
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Maps images (N, H, W, C) to logits (N, num_classes), float32."""
         x = images.astype(self.dtype)
-        x = nn.relu(_ConvNorm(_WIDTHS[0], dtype=self.dtype)(x, train))
-        for stage, width in enumerate(_WIDTHS):
+        widths = [scaled(channels, self.width) for channels in _CHANNELS]
+        x = nn.relu(_ConvNorm(widths[0], dtype=self.dtype)(x, train))
+        for stage, width in enumerate(widths):
             for block in range(self.blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 x = _Block(width, stride, dtype=self.dtype)(x, train)
