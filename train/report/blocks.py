@@ -1,0 +1,57 @@
+"""What a report is made of, the same for both of its forms."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from train.report.figures import Picture
+
+
+class Text(NamedTuple):
+    """A paragraph."""
+
+    text: str
+    kind: str = 'text'
+
+
+class Bullets(NamedTuple):
+    """A list of sentences."""
+
+    items: Sequence[str]
+    kind: str = 'bullets'
+
+
+class Table(NamedTuple):
+    """A table of texts; the first columns are words, the others numbers."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ''
+    words: int = 1
+    """How many columns are words."""
+    kind: str = 'table'
+
+
+class Drawing(NamedTuple):
+    """A picture and what it shows."""
+
+    picture: Picture
+    caption: str = ''
+    kind: str = 'drawing'
+
+
+class Listing(NamedTuple):
+    """Text of a program or a file, folded away."""
+
+    title: str
+    text: str
+    kind: str = 'listing'
+
+
+Block = Text | Bullets | Table | Drawing | Listing
+
+
+class Section(NamedTuple):
+    """A heading and what stands under it."""
+
+    title: str
+    blocks: Sequence[Block]
