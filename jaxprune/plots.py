@@ -63,7 +63,7 @@ def accuracy_curve(
 
 
 def new_figure(width: float, height: float) -> 'Figure':
-    """Makes an empty figure, in inches; `ImportError` names the extra where matplotlib is missing."""
+    """Makes an empty figure, in inches; without matplotlib, `ImportError` names the extra."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

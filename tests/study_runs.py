@@ -3,7 +3,11 @@
 import csv
 import json
 
-LAYERS = (('Dense_0/bias', (10,), 0), ('Dense_0/kernel', (8, 10), 80), ('Dense_1/kernel', (10, 2), 20))
+LAYERS = (
+    ('Dense_0/bias', (10,), 0),
+    ('Dense_0/kernel', (8, 10), 80),
+    ('Dense_1/kernel', (10, 2), 20),
+)
 RESULTS = (
     'replicate,technique,level,density,compression,kept,train_steps,pruned_val_accuracy,'
     'pruned_test_accuracy,val_accuracy,test_accuracy,val_bits,test_bits'
@@ -97,7 +101,10 @@ def write(directory, results, *, config=None, about=None, timings=True):
     """Writes a run directory; config and about default to those above."""
     results = list(results)
     directory.mkdir(parents=True)
-    known = {'config.json': config or globals()['config'](), 'run.json': about or globals()['about']()}
+    known = {
+        'config.json': config or globals()['config'](),
+        'run.json': about or globals()['about'](),
+    }
     for name, content in known.items():
         (directory / name).write_text(json.dumps(content, indent=2) + '\n')
     _table(directory / 'results.csv', results, RESULTS)

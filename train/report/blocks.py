@@ -14,9 +14,10 @@ class Text(NamedTuple):
 
 
 class Bullets(NamedTuple):
-    """A list of sentences."""
+    """A list of sentences; with a title, folded away under it."""
 
     items: Sequence[str]
+    title: str = ''
     kind: str = 'bullets'
 
 

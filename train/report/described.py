@@ -7,7 +7,7 @@ import pandas as pd
 
 from train.report import figures, runs, statistics
 from train.report.blocks import Block, Drawing, Listing, Section, Table, Text
-from train.report.names import DENSE, prose
+from train.report.names import DENSE, percent, prose
 from train.report.runs import Study
 from train.report.sentences import count
 
@@ -24,7 +24,9 @@ def cost(study: Study) -> Section:
     for level in range(1, study.results.level.max() + 1):
         steps = [per_level.get(level) for per_level, _ in searches.values()]
         rows.append((f'{level}', *(_epochs(each, batch, examples) for each in steps)))
-    rows.append(('whole search', *(_epochs(all_, batch, examples) for _, all_ in searches.values())))
+    rows.append(
+        ('whole search', *(_epochs(all_, batch, examples) for _, all_ in searches.values()))
+    )
     text = (
         'Epochs of training that the network of a level has cost so far, the dense training '
         f'included: steps × batch size {batch:,} / {examples:,} training examples. The last row is '
@@ -147,7 +149,12 @@ def _layer_table(table: pd.DataFrame, techniques: list[str]) -> Table:
     }
     first = last[techniques[0]]
     rows = [
-        (path, shape.replace('x', ' × '), f'{parameters:,}', *(_kept(last[t].loc[path]) for t in last))
+        (
+            path,
+            shape.replace('x', ' × '),
+            f'{parameters:,}',
+            *(_kept(last[t].loc[path]) for t in last),
+        )
         for path, shape, parameters in zip(
             first.index, first['shape'], first.parameters, strict=True
         )
@@ -159,7 +166,7 @@ def _layer_table(table: pd.DataFrame, techniques: list[str]) -> Table:
 
 
 def _kept(layer: pd.Series) -> str:
-    share = '' if pd.isna(layer.density) else f' ({layer.density:.2%})'
+    share = '' if pd.isna(layer.density) else f' ({percent(layer.density)})'
     return f'{layer.kept:,.0f}{share}'
 
 

@@ -4,16 +4,17 @@ import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, SymmetricalLogLocator
 
 from jaxprune import plots
-from train.report.names import DENSE, NAMES, Metric, prose
+from train.report.names import ACCURACY, DENSE, NAMES, Metric, prose
 from train.report.reference import Reference
 from train.report.runs import Study
 from train.report.statistics import Comparison
@@ -21,7 +22,7 @@ from train.report.statistics import Comparison
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK = '#010203'  # stands for the page's own text colour until the SVG is written
+_INK = '#010203'  # black in the PNG; in the SVG it becomes the text colour of the page
 _INKED = ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color')
 _NO_METADATA = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
 _VECTOR_CELLS = 2000  # more cells than these are drawn as one image
@@ -37,23 +38,22 @@ class Picture(NamedTuple):
 
 
 def draw(name: str, alt: str, figure: Callable[[], Figure]) -> Picture:
-    """Draws a figure twice: as SVG in the colours of the page around it, and as PNG on white.
+    """Draws a figure as SVG in the colours of the page around it, and as PNG on white.
 
     Args:
       name: of the file, without its ending.
       alt: what the picture shows, for who cannot see it.
-      figure: makes the figure; called under each theme.
+      figure: makes the figure; called once, under the colours of the report.
 
     Returns:
       The picture; the same bytes for the same figure.
     """
-    page = dict.fromkeys(_INKED, _INK) | {'svg.hashsalt': name, 'axes.facecolor': 'none'}
-    with matplotlib.rc_context(page):
-        text = io.StringIO()
-        figure().savefig(text, format='svg', metadata=_NO_METADATA, facecolor='none')
-    with matplotlib.rc_context():
-        image = io.BytesIO()
-        figure().savefig(image, format='png', dpi=160, metadata={'Software': None})
+    theme: Any = dict.fromkeys(_INKED, _INK) | {'svg.hashsalt': name, 'axes.facecolor': 'none'}
+    text, image = io.StringIO(), io.BytesIO()
+    with matplotlib.rc_context(theme):
+        drawn = figure()
+        drawn.savefig(text, format='svg', metadata=_NO_METADATA, facecolor='none')
+        drawn.savefig(image, format='png', dpi=160, metadata={'Software': None}, facecolor='w')
     return Picture(name, alt, _inline(text.getvalue(), name, alt), image.getvalue())
 
 
@@ -66,11 +66,15 @@ def accuracy(study: Study, column: str) -> Figure:
 
 
 def differences(
-    compared: Mapping[str, Sequence[Comparison]], baseline: str, order: Sequence[str], metric: Metric
+    compared: Mapping[str, Sequence[Comparison]],
+    baseline: str,
+    order: Sequence[str],
+    metric: Metric,
 ) -> Figure:
     """Draws the mean difference of each technique to the baseline, with its interval."""
     figure = plots.new_figure(7, 4.2)
     axes = figure.subplots()
+    _signed_axis(axes, metric)
     axes.axhline(0, color='0.5', linestyle=':', label=prose(baseline))
     for place, (technique, levels) in enumerate(compared.items()):
         shown = [each for each in levels if each.interval is not None]
@@ -97,8 +101,7 @@ def beside(study: Study, reference: Reference) -> Figure:
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, technique in zip(grid.flat, drawn, strict=False):
         _beside(axes, study, reference, technique)
-    for axes in grid.flat[len(drawn) :]:
-        axes.set_axis_off()
+    _blank(grid, len(drawn))
     figure.supxlabel('1 / density of the prunable weights', fontsize='medium')
     figure.supylabel('test accuracy, points against own dense', fontsize='medium')
     return figure
@@ -131,19 +134,23 @@ def layers(study: Study, table: pd.DataFrame) -> Figure:
             levels,
             np.arange(len(paths) + 1) - 0.5,
             cells,
-            norm=LogNorm(min(least, 0.99), 1),
+            norm=LogNorm(min(least, 0.5), 1),
             cmap=colours,
+            edgecolors='face',  # no seams between cells
+            linewidth=0.3,
             rasterized=cells.size > _VECTOR_CELLS,
         )
         axes.set_title(prose(technique), fontsize='medium')
         axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in grid.flat[len(drawn) :]:
-        axes.set_axis_off()
+    _blank(grid, len(drawn))
     step = -(-len(paths) // 40)
-    grid[0, 0].set_yticks(range(0, len(paths), step), paths[::step], fontsize='small')
+    for axes in grid[:, 0]:
+        axes.set_yticks(range(0, len(paths), step), paths[::step], fontsize='small')
     grid[0, 0].invert_yaxis()
     figure.supxlabel('level', fontsize='medium')
-    figure.colorbar(mesh, ax=grid, label='density', shrink=0.9)
+    bar = figure.colorbar(mesh, ax=grid, label='density (%)', ticks=LogLocator(subs=(1, 2, 5)))
+    bar.ax.yaxis.set_major_formatter(lambda y, _: f'{100 * y:g}')
+    bar.ax.minorticks_off()
     return figure
 
 
@@ -152,6 +159,7 @@ def _beside(axes: 'Axes', study: Study, reference: Reference, technique: str) ->
     rows = study.results[study.results.technique == technique]
     dense = study.results.test_accuracy[study.results.technique == DENSE].mean()
     ours = rows.assign(delta=100 * (rows.test_accuracy - dense), compression=1 / rows.density)
+    _signed_axis(axes, ACCURACY)
     x, values = plots.by_level(ours.to_dict('records'), 'delta')
     axes.axhline(0, color='0.5', linestyle=':')
     plots.band(axes, x, values, number, 'here')
@@ -160,14 +168,26 @@ def _beside(axes: 'Axes', study: Study, reference: Reference, technique: str) ->
     line = {'color': '0.5', 'linestyle': '--', 'marker': 'x'}
     plots.band(axes, theirs.compression.tolist(), spread.tolist(), number, 'reference', **line)
     plots.compression_axis(axes)
-    axes.set_yscale('symlog', linthresh=1)
-    axes.yaxis.set_major_formatter(lambda y, _: f'{y:+g}'.replace('-', '−') if y else '0')
     axes.set_title(prose(technique), fontsize='medium')
     axes.legend(frameon=False, loc='lower left')
 
 
+def _signed_axis(axes: 'Axes', metric: Metric) -> None:
+    axes.set_yscale('symlog', linthresh=metric.small)
+    locator = SymmetricalLogLocator(base=10, linthresh=metric.small, subs=(1, 2, 5))
+    axes.yaxis.set_major_locator(locator)
+    axes.yaxis.set_major_formatter(lambda y, _: f'{y:+g}'.replace('-', '−') if y else '0')
+
+
+def _blank(grid: np.ndarray, drawn: int) -> None:
+    """Leaves the last places of a grid empty; those above them carry the labels of the axis."""
+    for number in range(drawn, grid.size):
+        grid.flat[number].set_axis_off()
+        grid.flat[number - grid.shape[1]].tick_params(labelbottom=True)
+
+
 def _inline(svg: str, name: str, alt: str) -> str:
-    """Makes a drawing fit into a page: its colours, its size, and names of its own for its parts."""
+    """Fits a drawing into a page: its colours, its size, names of its own for its parts."""
     svg = svg[svg.index('<svg') :].replace(_INK, 'currentColor')
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf'\g<1>{name}-', svg)
     svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)

@@ -5,28 +5,31 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from train.report import figures, sentences, statistics
-from train.report.blocks import Bullets, Drawing, Section, Table, Text
-from train.report.names import ACCURACY, BITS, DENSE, Metric, prose
+from train.report.blocks import Block, Bullets, Drawing, Section, Table, Text
+from train.report.names import ACCURACY, BITS, DENSE, Metric, percent, prose
 from train.report.reference import Reference
 from train.report.runs import Study
 from train.report.sentences import Pair
 from train.report.statistics import Comparison
 
+_SHOWN = 12  # more verdicts than these are folded away
 _SIGNS = {'ahead': ' ▲', 'behind': ' ▼', 'undecided': ''}
 
 
-def found(
-    study: Study, compared: Mapping[Pair, Sequence[Comparison]], metric: Metric
-) -> Section:
+def found(study: Study, compared: Mapping[Pair, Sequence[Comparison]], metric: Metric) -> Section:
     """Says what was found."""
     verdicts = [sentences.verdict(pair, levels, metric) for pair, levels in compared.items()]
     by = f'Compared by test {metric.column}, of which more is better.'
     if not metric.higher_is_better:
         by = f'Compared by test {metric.column} a prediction, of which fewer are better.'
-    blocks = [Bullets(sentences.summaries(study))]
+    blocks: list[Block] = [Bullets(sentences.summaries(study))]
     if verdicts:
         how = [by, *sentences.method(study, list(compared.values()))]
-        blocks += [Bullets(verdicts), *map(Text, how)]
+        blocks += [Bullets(verdicts[:_SHOWN])]
+        if verdicts[_SHOWN:]:
+            folded = sentences.count(len(verdicts) - _SHOWN, 'more comparison', 'more comparisons')
+            blocks += [Bullets(verdicts[_SHOWN:], folded)]
+        blocks += map(Text, how)
     limits = sentences.limits(study)
     if limits:
         blocks += [Text('What a fair report would also have:'), Bullets(limits)]
@@ -122,7 +125,11 @@ def differences(
         f'difference to {prose(baseline)} against compression',
         lambda: figures.differences(against, baseline, study.techniques, metric),
     )
-    drawing = Drawing(picture, 'Bars: paired bootstrap intervals of the mean difference.')
+    caption = (
+        'Bars: paired bootstrap intervals of the mean difference. The axis is linear within '
+        f'{metric.small:g} of 0, logarithmic beyond.'
+    )
+    drawing = Drawing(picture, caption)
     title = f'Difference to {sentences.in_sentence(baseline)}'
     return Section(title, [drawing, table] if decided else [table])
 
@@ -151,7 +158,7 @@ def beside(study: Study, reference: Reference) -> Section:
 
 
 def _criterion(criterion: float) -> str:
-    return f'−{-100 * criterion:g}'
+    return f'−{abs(100 * criterion):g}'
 
 
 def _held(results: pd.DataFrame, technique: str, criterion: float) -> tuple[str, ...]:
@@ -182,7 +189,7 @@ def _levels(study: Study, technique: str) -> Table:
         rows.append(
             (
                 f'{level}',
-                f'{group.density.mean():.2%}',
+                percent(group.density.mean()),
                 f'{group.kept.mean():,.0f}',
                 f'{group.compression.mean():.2f}×',
                 f'{len(group)}',

@@ -30,6 +30,8 @@ class Metric(NamedTuple):
     scale: float
     unit: str
     decimals: int
+    small: float
+    """Differences up to this one are drawn on a linear scale, larger ones on a logarithmic."""
     higher_is_better: bool
 
     def value(self, number: float) -> str:
@@ -41,8 +43,8 @@ class Metric(NamedTuple):
         return f'{number * self.scale:+.{self.decimals}f}'.replace('-', '−')
 
 
-ACCURACY = Metric('accuracy', 100, 'points', 2, higher_is_better=True)
-BITS = Metric('bits', 1, 'bits', 4, higher_is_better=False)
+ACCURACY = Metric('accuracy', 100, 'points', 2, 1.0, higher_is_better=True)
+BITS = Metric('bits', 1, 'bits', 4, 0.1, higher_is_better=False)
 
 
 def prose(technique: str) -> str:
@@ -55,3 +57,8 @@ def ordered(techniques: set[str]) -> list[str]:
     known = {name: number for number, name in enumerate(_ORDER)}
     first_control = known[next(iter(CONTROLS))]
     return sorted(techniques, key=lambda name: (known.get(name, first_control - 0.5), name))
+
+
+def percent(share: float, decimals: int = 2) -> str:
+    """Writes a share in percent."""
+    return f'{100 * share:.{decimals}f} %'

@@ -77,7 +77,7 @@ def contents(
         for one, other in sentences.pairs(study.techniques, baseline)
     }
     if require_intervals:
-        sentences.require_intervals(compared)
+        sentences.require_intervals(study, compared)
     sections = [
         measured.found(study, compared, metric),
         measured.curves(study),

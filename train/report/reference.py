@@ -18,7 +18,9 @@ COLUMNS = (
     'test_min',
     'test_max',
     'delta_median',
+    'val_median',
 )
+BEST = 'validation'
 _METHODS = {
     'lr_rewinding': 'lr_rewind',
     'weight_rewinding': 'weight_rewind',
@@ -43,7 +45,8 @@ def load(path: Path, select: Mapping[str, str | None]) -> Reference:
     Args:
       path: a CSV with `COLUMNS`; accuracies are fractions, `delta_median` is the median less the
         mean of the dense networks.
-      select: values of `SELECTORS`; a column needs one where the file has several left.
+      select: values of `SELECTORS`; a column needs one where the file has several left. The
+        retrain time may be `validation`: at each point the one with the best validation score.
 
     Returns:
       The curves, by our names of the techniques; methods that have none keep theirs.
@@ -58,6 +61,9 @@ def load(path: Path, select: Mapping[str, str | None]) -> Reference:
         if column == 'retrain_time' and not select.get(column):
             if not table.duplicated(['method', 'density']).any():
                 continue  # chosen already, one for each point
+        if column == 'retrain_time' and select.get(column) == BEST:
+            table, chosen[column] = _best(table), 'of the best validation score'
+            continue
         value = _choose(path, table, column, select.get(column))
         table, chosen[column] = table[_text(table[column]) == value], value
     if table[['test_min', 'test_median', 'test_max']].abs().max().max() > 1:
@@ -95,15 +101,20 @@ def _read(path: Path) -> pd.DataFrame:
     return table[list(COLUMNS)]
 
 
+def _best(table: pd.DataFrame) -> pd.DataFrame:
+    ranked = table.sort_values(['val_median', 'retrain_time'], ascending=[False, True])
+    return ranked.drop_duplicates(['method', 'density'])
+
+
 def _choose(path: Path, table: pd.DataFrame, column: str, wanted: str | None) -> str:
     there = list(dict.fromkeys(_text(table[column])))
     if wanted is None and len(there) == 1:
         return there[0]
-    if wanted not in there:
+    if wanted is None or wanted not in there:
         said = 'choose one' if wanted is None else f'{wanted!r} is not there'
         raise BadInput(
             f'{path}, --reference_{column}: {said}; the file has {", ".join(there)}'
-            + ('' if column == SELECTORS[0] else ' for what was chosen before')
+            + (f', or {BEST}: the best at each point' if column == 'retrain_time' else '')
         )
     return wanted
 

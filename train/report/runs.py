@@ -27,7 +27,14 @@ _ABOUT = (
     'devices',
 )
 # What two runs may differ in and still be replicates, or techniques, of one study.
-_FREE = ('seed', 'replicates', 'checkpoint', 'retrain', 'data.directory', 'train.steps_per_dispatch')
+_FREE = (
+    'seed',
+    'replicates',
+    'checkpoint',
+    'retrain',
+    'data.directory',
+    'train.steps_per_dispatch',
+)
 
 
 class Run(NamedTuple):
@@ -149,7 +156,7 @@ def _check_whole(run: Run) -> None:
             found = ', '.join(map(str, sorted(cell.replicate)))
             raise BadInput(
                 f'{run.name}: results.csv has replicates {found} of {technique}, level {level}; '
-                f'config.json says {run.config["replicates"]}, from 0: the directory is half-written'
+                f'config.json says {run.config["replicates"]}, from 0: it is half-written'
             )
         if technique != DENSE and level > 1 and (technique, level - 1) not in run.finished:
             raise BadInput(f'{run.name}: results.csv has no row of {technique}, level {level - 1}')
@@ -186,12 +193,12 @@ def _check_retraining(runs: Sequence[Run]) -> None:
 
 def _check_replicates(runs: Sequence[Run], results: pd.DataFrame) -> None:
     pruned = results[results.technique != DENSE]
-    for _, row in pruned[pruned.duplicated(['unit', 'technique', 'level'])].head(1).iterrows():
-        where = pruned.query('unit == @row.unit and technique == @row.technique').run
-        raise BadInput(
-            f'seed/replicate {row.unit} of {row.technique} is in {" and in ".join(where.unique())}: '
-            'a replicate counts once; leave one of them out'
-        )
+    for (unit, technique, _), rows in pruned.groupby(['unit', 'technique', 'level']):
+        if len(rows) > 1:
+            raise BadInput(
+                f'seed/replicate {unit} of {technique} is in {" and in ".join(rows.run)}: '
+                'a replicate counts once; leave one of them out'
+            )
     measured = [name for name in tables.RESULTS if name != 'replicate']
     for unit, rows in results[results.technique == DENSE].groupby('unit'):
         for column in measured:
@@ -204,7 +211,7 @@ def _check_replicates(runs: Sequence[Run], results: pd.DataFrame) -> None:
 
 
 def retraining_differences(runs: Sequence[Run]) -> list[str]:
-    """Lists how the retraining of the runs differs, which is allowed where no technique is shared."""
+    """Lists how the retraining of the runs differs; allowed where they share no technique."""
     found = [
         f'{name}: {one} in {runs[0].name}, {other} in {run.name}'
         for run in runs[1:]

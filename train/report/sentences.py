@@ -1,11 +1,11 @@
 """Sentences of the report, made from the numbers, whichever way they fall."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from train.errors import BadInput
 from train.report import statistics
-from train.report.names import ACCURACY, CONTROLS, DENSE, Metric, prose
+from train.report.names import ACCURACY, CONTROLS, DENSE, Metric, percent, prose
 from train.report.runs import Study
 from train.report.statistics import Comparison, compare, mean_std
 
@@ -13,7 +13,7 @@ Pair = tuple[str, str]
 
 
 def pairs(techniques: Sequence[str], baseline: str) -> list[Pair]:
-    """Lists who is compared: each main technique with the baseline first, the other mains, controls.
+    """Lists who is compared: main techniques with the baseline, with each other, with controls.
 
     Args:
       techniques: those of the study, in the order of the report.
@@ -38,7 +38,9 @@ def choose_baseline(techniques: Sequence[str], wanted: str | None) -> str:
       BadInput: the wanted one is not among the techniques.
     """
     if wanted is not None and wanted not in techniques:
-        raise BadInput(f'no technique {wanted!r} to compare with, there are {", ".join(techniques)}')
+        raise BadInput(
+            f'no technique {wanted!r} to compare with, there are {", ".join(techniques)}'
+        )
     mains = [name for name in techniques if name not in CONTROLS]
     usual = 'fine_tune' if 'fine_tune' in techniques else (mains or list(techniques))[-1]
     return wanted or usual
@@ -69,7 +71,7 @@ def verdict(pair: Pair, comparisons: Sequence[Comparison], metric: Metric) -> st
 
 
 def summaries(study: Study) -> list[str]:
-    """Says what the dense network reaches, and what each technique keeps of it at its last level."""
+    """Says what the dense network reaches, and what each technique does at its last level."""
     results = study.results
     dense = results.test_accuracy[results.technique == DENSE]
     reached = f'The dense network has {spread(dense, ACCURACY)} % test accuracy'
@@ -81,7 +83,7 @@ def summaries(study: Study) -> list[str]:
         delta = compare(results, technique, DENSE, 'test_accuracy')[-1]
         found.append(
             f'{_capital(in_sentence(technique))}: {spread(last.test_accuracy, ACCURACY)} % with '
-            f'{last.density.mean():.2%} of the prunable weights '
+            f'{percent(last.density.mean())} of the prunable weights '
             f'({last.compression.mean():.1f}× compression), '
             f'{ACCURACY.difference(delta.difference)} points against dense.'
         )
@@ -96,10 +98,10 @@ def method(study: Study, compared: Sequence[Sequence[Comparison]]) -> list[str]:
     decided = [each for comparisons in compared for each in comparisons if each.n > 1]
     rates = [statistics.false_decisions(each.n) for each in decided]
     found = [
-        'Ahead and behind mean that the paired bootstrap interval of the mean difference excludes 0: '
-        f'{statistics.CONFIDENCE:.0%}, percentile method, {statistics.RESAMPLES:,} resamples of the '
-        f'replicates, seed {statistics.SEED}; a pair has the same seed and replicate, hence the same '
-        f'dense network. Sample size: {_range(sizes)} replicates.',
+        'Ahead and behind mean that the paired bootstrap interval of the mean difference excludes '
+        f'0: {percent(statistics.CONFIDENCE, 0)}, percentile method, {statistics.RESAMPLES:,} '
+        f'resamples of the replicates, seed {statistics.SEED}; a pair has the same seed and '
+        f'replicate, hence the same dense network. Sample size: {_range(sizes)} replicates.',
         f'{count(len(decided), "comparison was", "comparisons were")} made, with no correction for '
         f'their number: about {sum(rates):.0f} would be decided by chance if all techniques were '
         'equal, since such intervals are too narrow for few replicates: with normal differences '
@@ -125,14 +127,17 @@ def limits(study: Study) -> list[str]:
     return found
 
 
-def require_intervals(compared: dict[Pair, Sequence[Comparison]]) -> None:
+def require_intervals(study: Study, compared: Mapping[Pair, Sequence[Comparison]]) -> None:
     """Raises `BadInput` where a pair has fewer than two replicates in common."""
+    more = 'set config.replicates to 2 or more, or add runs with other seeds'
+    if study.results.unit.nunique() < 2:
+        raise BadInput(f'an interval needs at least two replicates, there is one: {more}')
     for (one, other), comparisons in compared.items():
         n = min((each.n for each in comparisons), default=0)
         if n < 2:
             raise BadInput(
-                f'an interval needs at least two replicates, {one} and {other} have {n} in common: '
-                'set config.replicates to 2 or more, or add runs with other seeds'
+                f'an interval needs at least two replicates, {one} and {other} have {n} in '
+                f'common: {more}'
             )
 
 
@@ -163,5 +168,5 @@ def _range(sizes: Sequence[int]) -> str:
 def _rates(sizes: Sequence[int]) -> str:
     shown = [(n, statistics.false_decisions(n)) for n in sizes if n > 1]
     if len(shown) == 1:
-        return f'about {shown[0][1]:.0%}'
-    return ', '.join(f'about {rate:.0%} at {n} replicates' for n, rate in shown)
+        return f'about {percent(shown[0][1], 0)}'
+    return ', '.join(f'about {percent(rate, 0)} at {n} replicates' for n, rate in shown)

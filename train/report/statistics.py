@@ -1,4 +1,4 @@
-"""Statistics over replicates: paired bootstrap intervals, and the largest compression that holds."""
+"""Statistics over replicates: paired bootstrap intervals, the largest compression that holds."""
 
 import functools
 from collections.abc import Sequence
@@ -30,9 +30,10 @@ class Comparison(NamedTuple):
 
     def verdict(self, metric: Metric) -> str:
         """Says `ahead`, `behind` or `undecided`: whether the interval excludes 0."""
-        if self.interval is None or self.interval[0] <= _ROUNDING and self.interval[1] >= -_ROUNDING:
+        low, high = self.interval or (0.0, 0.0)
+        if low <= _ROUNDING and high >= -_ROUNDING:
             return 'undecided'
-        return 'ahead' if (self.interval[0] > 0) == metric.higher_is_better else 'behind'
+        return 'ahead' if (low > 0) == metric.higher_is_better else 'behind'
 
 
 class Held(NamedTuple):
