@@ -47,17 +47,19 @@ def accuracy_curve(
         raise ValueError('there are no rows to draw')
     axes = figure.subplots()
     techniques = list(dict.fromkeys(row['technique'] for row in rows))
-    scale = 1 if accuracy.endswith('bits') else 100
-    dense = [scale * float(row[accuracy]) for row in rows if row['technique'] == 'dense']
+    dense = [float(row[accuracy]) for row in rows if row['technique'] == 'dense']
     if dense:
         axes.axhline(np.median(dense), color='0.5', linestyle=':', label='dense')
     for number, technique in enumerate(t for t in techniques if t != 'dense'):
         x, values = by_level([row for row in rows if row['technique'] == technique], accuracy)
         label = (names or {}).get(technique, technique)
-        band(axes, x, [[scale * y for y in level] for level in values], number, label)
+        band(axes, x, values, number, label)
     compression_axis(axes)
     axes.set(xlabel='compression (all parameters / kept)', title=title)
-    axes.set_ylabel(accuracy.replace('_', ' ') + ('' if scale == 1 else ' (%)'))
+    axes.set_ylabel(accuracy.replace('_', ' '))
+    if not accuracy.endswith('bits'):
+        axes.set_ylabel(axes.get_ylabel() + ' (%)')
+        axes.yaxis.set_major_formatter(lambda y, _: f'{100 * y:g}')
     legend(figure, axes)
     return figure
 

@@ -1,9 +1,10 @@
 """What a report is made of, the same for both of its forms."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from train.report.figures import Picture
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Text(NamedTuple):
@@ -33,10 +34,14 @@ class Table(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A picture and what it shows."""
+    """A picture, drawn when the report is written."""
 
-    picture: Picture
-    caption: str = ''
+    name: str
+    """Of the file, without its ending."""
+    alt: str
+    """What it shows, for who cannot see it."""
+    figure: Callable[[], 'Figure']
+    caption: str
     kind: str = 'drawing'
 
 

@@ -43,12 +43,13 @@ def layers(study: Study) -> Section:
     prunable = table[table.prunable.gt(0) & table.technique.isin(alike)]
     blocks: list[Block] = []
     if len(prunable):
-        picture = figures.draw(
+        drawing = Drawing(
             'layers',
             'density of each prunable layer at each level, a panel a technique',
             lambda: figures.layers(study, prunable),
+            'Means over replicates. Red: nothing left of the layer.',
         )
-        blocks.append(Drawing(picture, 'Means over replicates. Red: nothing left of the layer.'))
+        blocks.append(drawing)
         blocks.append(_layer_table(table, alike))
     blocks += [_layer_table(table, [name]) for name in study.techniques if name not in alike]
     return Section('Layers', blocks)

@@ -31,8 +31,6 @@ _VECTOR_CELLS = 2000  # more cells than these are drawn as one image
 class Picture(NamedTuple):
     """A finished picture."""
 
-    name: str
-    alt: str
     svg: str
     png: bytes
 
@@ -54,7 +52,7 @@ def draw(name: str, alt: str, figure: Callable[[], Figure]) -> Picture:
         drawn = figure()
         drawn.savefig(text, format='svg', metadata=_NO_METADATA, facecolor='none')
         drawn.savefig(image, format='png', dpi=160, metadata={'Software': None}, facecolor='w')
-    return Picture(name, alt, _inline(text.getvalue(), name, alt), image.getvalue())
+    return Picture(_inline(text.getvalue(), name, alt), image.getvalue())
 
 
 def accuracy(study: Study, column: str) -> Figure:

@@ -1,5 +1,6 @@
 """Sections on what was measured: accuracy, the largest compression, levels, differences."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -45,11 +46,9 @@ def curves(study: Study) -> Section:
     columns = ['test_accuracy', *(['test_bits'] if study.is_text else [])]
     drawings = [
         Drawing(
-            figures.draw(
-                column.removeprefix('test_'),
-                f'{column.replace("_", " ")} against compression, a line a technique',
-                lambda column=column: figures.accuracy(study, column),  # type: ignore[misc]
-            ),
+            column.removeprefix('test_'),
+            f'{column.replace("_", " ")} against compression, a line a technique',
+            functools.partial(figures.accuracy, study, column),
             caption + (' Fewer bits are better.' if column == 'test_bits' else ''),
         )
         for column in columns
@@ -120,16 +119,13 @@ def differences(
         words=0,
     )
     decided = any(each.interval for levels in against.values() for each in levels)
-    picture = figures.draw(
+    drawing = Drawing(
         'differences',
         f'difference to {prose(baseline)} against compression',
         lambda: figures.differences(against, baseline, study.techniques, metric),
-    )
-    caption = (
         'Bars: paired bootstrap intervals of the mean difference. The axis is linear within '
-        f'{metric.small:g} of 0, logarithmic beyond.'
+        f'{metric.small:g} of 0, logarithmic beyond.',
     )
-    drawing = Drawing(picture, caption)
     title = f'Difference to {sentences.in_sentence(baseline)}'
     return Section(title, [drawing, table] if decided else [table])
 
@@ -144,17 +140,15 @@ def beside(study: Study, reference: Reference) -> Section:
         if names:
             texts.append(f'Not in {where}: {", ".join(map(prose, sorted(names)))}.')
     if not both:
-        return Section('Beside the reference', [Text(text) for text in texts])
-    picture = figures.draw(
+        return Section('Beside the reference', [Text(' '.join(texts))])
+    drawing = Drawing(
         'reference',
         'test accuracy against the own dense network, ours and the reference, by density',
         lambda: figures.beside(study, reference),
-    )
-    caption = (
         'Each against the mean of its own dense networks, since the networks differ. Line: median; '
-        'band: minimum and maximum. The axis is linear within one point, logarithmic beyond.'
+        'band: minimum and maximum. The axis is linear within one point, logarithmic beyond.',
     )
-    return Section('Beside the reference', [Text(' '.join(texts)), Drawing(picture, caption)])
+    return Section('Beside the reference', [Text(' '.join(texts)), drawing])
 
 
 def _criterion(criterion: float) -> str:

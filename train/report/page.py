@@ -7,8 +7,9 @@ from pathlib import Path
 
 import jinja2
 
-from train.report import described, measured, reference, runs, sentences
+from train.report import described, figures, measured, reference, runs, sentences
 from train.report.blocks import Drawing, Section
+from train.report.figures import Picture
 from train.report.names import ACCURACY, BITS
 from train.report.runs import Study
 from train.report.statistics import compare
@@ -48,19 +49,25 @@ def write(
     if reference_file is not None:
         theirs = reference.load(Path(reference_file), reference_select or {})
     sections = contents(study, theirs, baseline, require_intervals)
-    files = {
-        'report.html': render('report.html.j2', study, sections),
-        'report.md': render('report.md.j2', study, sections),
-    }
+    pictures = draw(sections)
+    files = {f'{name}.png': picture.png for name, picture in pictures.items()}
+    for template in ('report.md.j2', 'report.html.j2'):
+        text = render(template, study, sections, pictures)
+        files[template.removesuffix('.j2')] = text.encode()
     Path(out).mkdir(parents=True, exist_ok=True)
-    for section in sections:
-        for block in section.blocks:
-            if isinstance(block, Drawing):
-                write_whole(Path(out) / f'{block.picture.name}.png', block.picture.png)
-    for name, text in files.items():
-        write_whole(Path(out) / name, text.encode())
-    drawn = [b.picture.name for s in sections for b in s.blocks if isinstance(b, Drawing)]
-    return [Path(out) / name for name in (*files, *(f'{name}.png' for name in drawn))]
+    for name, content in files.items():
+        write_whole(Path(out) / name, content)
+    return [Path(out) / name for name in reversed(files)]
+
+
+def draw(sections: Sequence[Section]) -> dict[str, Picture]:
+    """Draws the pictures of all sections, by their names."""
+    drawings = [block for section in sections for block in section.blocks]
+    return {
+        block.name: figures.draw(block.name, block.alt, block.figure)
+        for block in drawings
+        if isinstance(block, Drawing)
+    }
 
 
 def contents(
@@ -93,13 +100,16 @@ def contents(
     return [section for section in sections if section is not None]
 
 
-def render(template: str, study: Study, sections: Sequence[Section]) -> str:
+def render(
+    template: str, study: Study, sections: Sequence[Section], pictures: Mapping[str, Picture]
+) -> str:
     """Fills a template of this package.
 
     Args:
       template: its name; `.html` in it escapes what HTML would take for markup.
       study: the runs.
       sections: of `contents`.
+      pictures: of `draw`.
 
     Returns:
       The text.
@@ -119,6 +129,7 @@ def render(template: str, study: Study, sections: Sequence[Section]) -> str:
         subtitle=_subtitle(study),
         status=described.status(study),
         sections=sections,
+        pictures=pictures,
     )
 
 

@@ -1,6 +1,7 @@
 """Tables of a run directory, checked as they are read."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,9 @@ def read_csv(path: Path, columns: Sequence[str], *, may_lack: Sequence[str] = ()
     if not _text(path).endswith('\n'):
         raise BadInput(f'{path} ends in the middle of a row: it is half-written')
     try:
-        table = pd.read_csv(path, dtype=str, index_col=False)
-    except (ValueError, Warning) as error:
+        with warnings.catch_warnings(action='error'):  # of rows that are too long
+            table = pd.read_csv(path, dtype=str, index_col=False)
+    except (ValueError, pd.errors.ParserWarning) as error:
         raise BadInput(f'{path} is no table with commas: {str(error).strip()}') from error
     missing = [name for name in columns if name not in table]
     if missing:
