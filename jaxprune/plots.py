@@ -42,7 +42,7 @@ def accuracy_curve(
       ValueError: no rows.
     """
     rows = list(rows)
-    figure = new_figure(7, 4.2)
+    figure = new_figure(6, 4)
     if not rows:
         raise ValueError('there are no rows to draw')
     axes = figure.subplots()
@@ -144,4 +144,6 @@ def legend(figure: 'Figure', axes: 'Axes') -> None:
     if len(labels) <= 5:
         axes.legend(frameon=False)
     else:
+        rows = -(-len(labels) // 3)
+        figure.set_figheight(figure.get_figheight() + 0.22 * rows)
         figure.legend(lines, labels, loc='outside lower center', ncols=3, frameon=False)

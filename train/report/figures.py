@@ -70,7 +70,7 @@ def differences(
     metric: Metric,
 ) -> Figure:
     """Draws the mean difference of each technique to the baseline, with its interval."""
-    figure = plots.new_figure(7, 4.2)
+    figure = plots.new_figure(6, 4)
     axes = figure.subplots()
     _signed_axis(axes, metric)
     axes.axhline(0, color='0.5', linestyle=':', label=prose(baseline))
@@ -86,7 +86,7 @@ def differences(
     plots.compression_axis(axes)
     better = 'above is better' if metric.higher_is_better else 'below is better'
     axes.set(xlabel='compression (all parameters / kept)')
-    axes.set_ylabel(f'test {metric.column}, difference ({metric.unit}; {better})')
+    axes.set_ylabel(f'difference ({metric.unit}; {better})')
     plots.legend(figure, axes)
     return figure
 
@@ -95,7 +95,7 @@ def beside(study: Study, reference: Reference) -> Figure:
     """Draws the delta to the dense network, a panel a technique, ours beside the reference's."""
     drawn = [name for name in study.techniques if name in reference.curves]
     rows, columns = -(-len(drawn) // 2), min(2, len(drawn))
-    figure = plots.new_figure(7, 0.7 + 2.8 * rows)
+    figure = plots.new_figure(6, 0.7 + 2.4 * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, technique in zip(grid.flat, drawn, strict=False):
         _beside(axes, study, reference, technique)
@@ -118,7 +118,7 @@ def layers(study: Study, table: pd.DataFrame) -> Figure:
     drawn = [name for name in study.techniques if (table.technique == name).any()]
     paths = list(dict.fromkeys(table.path))
     rows, columns = -(-len(drawn) // 2), min(2, len(drawn))
-    figure = plots.new_figure(7, 0.9 + rows * (0.6 + 0.22 * min(len(paths), 40)))
+    figure = plots.new_figure(6, 0.9 + rows * (0.6 + 0.22 * min(len(paths), 40)))
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     least = table.density[table.density > 0].min()
     colours = matplotlib.colormaps['viridis'].with_extremes(bad='#D9352C')

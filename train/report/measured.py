@@ -13,24 +13,23 @@ from train.report.runs import Study
 from train.report.sentences import Pair
 from train.report.statistics import Comparison
 
-_SHOWN = 12  # more verdicts than these are folded away
+_SHOWN = 20  # more verdicts than these are folded away
 _SIGNS = {'ahead': ' ▲', 'behind': ' ▼', 'undecided': ''}
 
 
 def found(study: Study, compared: Mapping[Pair, Sequence[Comparison]], metric: Metric) -> Section:
     """Says what was found."""
     verdicts = [sentences.verdict(pair, levels, metric) for pair, levels in compared.items()]
-    by = f'Compared by test {metric.column}, of which more is better.'
+    by = f'Compared by test {metric.column}, of which more is better:'
     if not metric.higher_is_better:
-        by = f'Compared by test {metric.column} a prediction, of which fewer are better.'
+        by = f'Compared by test {metric.column} a prediction, of which fewer are better:'
     blocks: list[Block] = [Bullets(sentences.summaries(study))]
     if verdicts:
-        how = [by, *sentences.method(study, list(compared.values()))]
-        blocks += [Bullets(verdicts[:_SHOWN])]
+        blocks += [Text(by), Bullets(verdicts[:_SHOWN])]
         if verdicts[_SHOWN:]:
             folded = sentences.count(len(verdicts) - _SHOWN, 'more comparison', 'more comparisons')
-            blocks += [Bullets(verdicts[_SHOWN:], folded)]
-        blocks += map(Text, how)
+            blocks.append(Bullets(verdicts[_SHOWN:], folded))
+        blocks += map(Text, sentences.method(study, list(compared.values())))
     limits = sentences.limits(study)
     if limits:
         blocks += [Text('What a fair report would also have:'), Bullets(limits)]
@@ -123,8 +122,8 @@ def differences(
         'differences',
         f'difference to {prose(baseline)} against compression',
         lambda: figures.differences(against, baseline, study.techniques, metric),
-        'Bars: paired bootstrap intervals of the mean difference. The axis is linear within '
-        f'{metric.small:g} of 0, logarithmic beyond.',
+        f'Mean difference in test {metric.column}; bars: its paired bootstrap interval. The axis '
+        f'is linear within {metric.small:g} of 0, logarithmic beyond.',
     )
     title = f'Difference to {sentences.in_sentence(baseline)}'
     return Section(title, [drawing, table] if decided else [table])

@@ -80,12 +80,13 @@ def summaries(study: Study) -> list[str]:
     for technique in study.techniques:
         rows = results[results.technique == technique]
         last = rows[rows.level == rows.level.max()]
+        bits = f'; {last.test_bits.mean():.3f} bits a prediction' if study.is_text else ''
         delta = compare(results, technique, DENSE, 'test_accuracy')[-1]
         found.append(
             f'{_capital(in_sentence(technique))}: {spread(last.test_accuracy, ACCURACY)} % with '
             f'{percent(last.density.mean())} of the prunable weights '
             f'({last.compression.mean():.1f}× compression), '
-            f'{ACCURACY.difference(delta.difference)} points against dense.'
+            f'{ACCURACY.difference(delta.difference)} points against dense{bits}.'
         )
     return found
 
