@@ -151,6 +151,7 @@ def test_layers_are_drawn_by_level(study):
         'Dense_1/kernel',
     ]
     assert bar.get_ylabel() == 'density (%)'
+    assert all(tick == round(tick) for tick in first.get_xticks())
 
 
 def test_a_layer_with_nothing_left_has_no_colour_of_the_scale(study):

@@ -207,6 +207,13 @@ def test_a_network_of_other_shapes_has_a_table_of_its_own(tmp_path):
     assert small.rows[1][:3] == ('Dense_0/kernel', '8 × 3', '24')
 
 
+def test_what_is_smaller_physically_is_said(tmp_path):
+    said = contents(made(tmp_path))[1]['How to read this']
+    assert 'zeros in dense arrays' in said[1].text and len(said) == 2
+    small = made(tmp_path, {'lr_rewind': LR_REWIND, 'small_dense': CONTROL}, name='small')
+    assert contents(small)[1]['How to read this'][2].text.startswith('The small dense network')
+
+
 def test_a_run_still_going_on_is_marked(tmp_path):
     directory = made(tmp_path, levels=6)
     study = runs.load([directory])

@@ -55,17 +55,19 @@ def layers(study: Study) -> Section:
     return Section('Layers', blocks)
 
 
-def reading() -> Section:
+def reading(study: Study) -> Section:
     """Says which split is for what, and what zeros are worth."""
-    texts = (
-        'Validation examples were held out of the training split; whatever is chosen, such as the '
-        'largest compression, is chosen on them. Test examples report, and chose nothing: no '
+    texts = [
+        'Validation examples are none of the training or test examples; whatever is chosen, such '
+        'as the largest compression, is chosen on them. Test examples report, and chose nothing: no '
         'checkpoint, no level, no technique was selected by test accuracy, save in the columns '
         'that say so.',
         'Pruned weights are zeros in dense arrays, held there by masks: they are not removed '
         'physically. The network needs as many multiplications as before, and no claim on '
         'latency or memory is made here.',
-    )
+    ]
+    if 'small_dense' in study.techniques:
+        texts.append('The small dense network alone is smaller physically: it was built narrower.')
     return Section('How to read this', [Text(text) for text in texts])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, SymmetricalLogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, SymmetricalLogLocator
 
 from jaxprune import plots
 from train.report.names import ACCURACY, DENSE, NAMES, Metric, prose
@@ -139,7 +139,7 @@ def layers(study: Study, table: pd.DataFrame) -> Figure:
             rasterized=cells.size > _VECTOR_CELLS,
         )
         axes.set_title(prose(technique), fontsize='medium')
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _blank(grid, len(drawn))
     step = -(-len(paths) // 40)
     for axes in grid[:, 0]:

@@ -94,7 +94,7 @@ def contents(
         measured.levels(study),
         described.cost(study),
         described.layers(study),
-        described.reading(),
+        described.reading(study),
         described.provenance(study),
     ]
     return [section for section in sections if section is not None]
