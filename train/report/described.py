@@ -59,8 +59,8 @@ def reading(study: Study) -> Section:
     """Says which split is for what, and what zeros are worth."""
     texts = [
         'Validation examples are none of the training or test examples; whatever is chosen, such '
-        'as the largest compression, is chosen on them. Test examples report, and chose nothing: no '
-        'checkpoint, no level, no technique was selected by test accuracy, save in the columns '
+        'as the largest compression, is chosen on them. Test examples report, and chose nothing: '
+        'no checkpoint, no level, no technique was selected by test accuracy, save in the columns '
         'that say so.',
         'Pruned weights are zeros in dense arrays, held there by masks: they are not removed '
         'physically. The network needs as many multiplications as before, and no claim on '
