@@ -104,3 +104,22 @@ def test_rows_as_read_from_a_file():
 def test_no_rows_is_an_error():
     with pytest.raises(ValueError, match='no rows'):
         plots.accuracy_curve([])
+
+
+def test_names_of_the_legend_and_the_scale_of_bits():
+    bits = [row | {'test_bits': 3 * row['test_accuracy']} for row in rows()]
+    names = {'lr_rewind': 'learning-rate rewinding'}
+    axes = plots.accuracy_curve(bits, accuracy='test_bits', names=names).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines['learning-rate rewinding'].get_ydata()) == pytest.approx([2.37, 2.07])
+    assert (axes.get_ylabel(), lines['dense'].get_ydata()[0]) == ('test bits', 2.7)
+
+
+def test_many_techniques_look_different_and_have_their_legend_below():
+    named = [row | {'technique': f't{n}'} for n in range(18) for row in rows() if row['level']]
+    figure = plots.accuracy_curve(named)
+    styles = {
+        (line.get_color(), line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines
+    }
+    assert len(styles) == 18
+    assert len(figure.legends[0].get_texts()) == 18 and figure.axes[0].get_legend() is None
