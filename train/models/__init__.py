@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from train.models.convnet import ConvNet
 from train.models.lenet import LeNet300
 from train.models.resnet import ResNet, resnet
+from train.models.resnet_imagenet import imagenet_resnet
 
 __all__ = ['MODELS', 'ConvNet', 'LeNet300', 'ResNet', 'build', 'resnet']
 
@@ -16,6 +17,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     'convnet': ConvNet,
     'lenet300': LeNet300,
     'resnet20': resnet(20),
+    'resnet34': imagenet_resnet(34),
+    'resnet50': imagenet_resnet(50),
     'resnet56': resnet(56),
     'resnet110': resnet(110),
 }
