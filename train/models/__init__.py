@@ -13,6 +13,7 @@ from train.models.convnet import ConvNet
 from train.models.lstm import LSTM
 from train.models.mlp import MLP, ResidualMLP
 from train.models.resnet import ResNet, resnet
+from train.models.resnet_imagenet import imagenet_resnet
 from train.models.transformer import Transformer
 
 __all__ = [
@@ -36,6 +37,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     'mlp1d': ResidualMLP,
     'mlp256': partial(MLP, (256, 128)),
     'resnet20': resnet(20),
+    'resnet34': imagenet_resnet(34),
+    'resnet50': imagenet_resnet(50),
     'resnet56': resnet(56),
     'resnet110': resnet(110),
     'transformer': Transformer,
