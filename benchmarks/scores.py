@@ -36,7 +36,7 @@ class Given(NamedTuple):
     moved: jp.tree.Scores
     """-w g, summed over all steps of the training; zeros before it."""
     key: jax.Array
-    images: jax.Array
+    inputs: jax.Array
     labels: jax.Array
 
 
@@ -52,12 +52,12 @@ def gradient(given):
 
 def squares(given):
     one = lambda params, example: loss(params, jax.tree.map(lambda x: x[None], example))
-    examples = (given.images, given.labels)
+    examples = (given.inputs, given.labels)
     return scores.mean_squared_gradient(one, given.params, examples, batch_size=100)
 
 
 def in_one_batch(given):
-    return given.images[None], given.labels[None]
+    return given.inputs[None], given.labels[None]
 
 
 def flow(params):
@@ -146,8 +146,8 @@ def accuracy(params, images, labels):
 def load():
     """Reads training and test data, standardised by the moments of the former."""
     found = data.load('digits', directory=None, validation_examples=237, seed=0)
-    mean, std = data.channel_moments(found.train.images)
-    ready = lambda split: (data.standardize(split.images, mean=mean, std=std), split.labels)
+    mean, std = data.channel_moments(found.train.inputs)
+    ready = lambda split: (data.standardize(split.inputs, mean=mean, std=std), split.labels)
     return jax.tree.map(jnp.asarray, (ready(found.train), ready(found.test)))
 
 

@@ -11,18 +11,18 @@ import optax
 
 from benchmarks import timing
 from configs import digits
-from train import data, loop, models, step
-from train.step import TrainState
+from train import data, loop, models, rates
+from train.trainer import TrainState
 
 
 def dense_loop(config, dataset, steps):
     """Trains without masks, checkpoints or rounds: what one would write by hand."""
     model = models.build(config.model.name, num_classes=dataset.num_classes)
-    mean, std = data.channel_moments(jax.device_get(dataset.train.images))
+    mean, std = data.channel_moments(jax.device_get(dataset.train.inputs))
     c = config.optimizer
     tx = optax.chain(
         optax.add_decayed_weights(c.weight_decay),
-        optax.sgd(step.schedule(config), momentum=c.momentum),
+        optax.sgd(rates.dense_schedule(config), momentum=c.momentum),
     )
     images, labels = dataset.train
     batch, examples = config.train.batch_size, len(labels)
@@ -57,14 +57,14 @@ def dense_loop(config, dataset, steps):
 
 def main():
     config = digits.get_config()
-    trainer, dataset = loop.prepare(config)
-    point, key = trainer.init(jax.random.key(0)), jax.random.key(1)
+    networks, dataset = loop.prepare(config)
+    trainer, keys = networks.full, jax.random.split(jax.random.key(0), 1)
+    point, steps = trainer.init(keys), config.train.steps_per_dispatch
 
     def ours():
-        copy = jax.tree.map(jnp.copy, TrainState(point, jnp.int32(0), key))  # it is donated
-        return trainer.train(jax.device_put(copy, trainer.sharding), dataset.train)
+        copy = jax.tree.map(jnp.copy, TrainState(point, jnp.int32(0), keys))  # it is donated
+        return trainer.train(jax.device_put(copy, trainer.shardings), dataset.train)
 
-    steps = step.dispatch_steps(config)
     seconds = timing.interleave(
         {'dense loop by hand': dense_loop(config, dataset, steps), 'trainer, masks and all': ours},
         turns=30,

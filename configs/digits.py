@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
-    c.seed = 0  # of weights, data order and the validation part
+    c.seed = 0  # of weights and data order
     c.replicates = 1  # networks trained together, each with its own random keys
     c.replicate_by = 'vmap'  # how a device trains several: side by side, or in turn with 'map'
 
@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.name = 'digits'  # any TFDS name with an image and a label
     c.data.directory = ''  # where TFDS keeps prepared data; empty: where TFDS_DATA_DIR says
     c.data.validation_examples = 237  # held out of the train split, never of test
+    c.data.split_seed = 0  # of what is held out, the same for seeds that are to be compared
     c.data.normalize = (
         'dataset'  # by mean and deviation of the training part, 'per_image' or 'none'
     )
@@ -67,6 +68,7 @@ def _prune() -> ml_collections.ConfigDict:
     c.score = 'magnitude'  # a name in train/techniques
     c.score_batches = 4  # batches of training data for scores that need gradients
     c.allocation = 'global_top'  # 'uniform' or 'erdos_renyi' over the layers
+    c.layer_densities = ''  # a name in train/l1_filters, instead of rate and allocation
     c.floor = 0.0  # share of each layer that global_top keeps at least
     c.dense = ()  # paths, or patterns of paths, of layers that stay dense
     c.pattern = 'unstructured'  # 'channels', 'blocks' or 'n_of_m'

@@ -120,7 +120,9 @@ def test_random_masks_are_those_of_no_score(watched):
     starts, ends, *_ = watched
     masks = masks_by_hand(ends['dense', 0])
     found = jp.get_masks(starts['random_masks', 1].opt_state)
-    overlap = [(a & b).sum() / a.sum() for a, b in zip(*map(jax.tree.leaves, (masks, found)))]
+    overlap = [
+        (a & b).sum() / a.sum() for a, b in zip(*map(jax.tree.leaves, (masks, found)), strict=True)
+    ]
     assert max(overlap) < 0.8
     assert count(starts['random_masks', 1]) == 20
 
@@ -164,18 +166,11 @@ def test_rewound_to_step_0_under_masks_of_ones_the_dense_steps_come_again(tmp_pa
     )
     networks, dataset = loop.prepare(config)
     segments = loop.lay_out(config)
-    trained = {}
-
-    class Started(loop.Run):
-        pass
-
     run = loop.Run(config, tmp_path, segments, networks, dataset, None, None, lambda: None)
     dense = loop.begin(run, segments[0])
     trainer = networks.full
     copy = lambda state: jax.tree.map(jax.numpy.copy, state)
     first, losses = trainer.train(copy(dense), dataset.train)
-    rewind = loop.rounds_of(run, segments[1])
-    del rewind, trained, Started
     stored = loop.restore_rewind_step(run)
     ones = jax.tree.map(jax.numpy.ones_like, jp.get_masks(stored.opt_state))
     ticket = jp.rewind.put_masks(stored, ones)
@@ -234,7 +229,7 @@ def test_a_small_dense_network_has_no_more_parameters(tmp_path):
 
 def test_a_level_below_every_small_network_is_refused(tmp_path):
     config = tiny(
-        tmp_path, prune__densities=(0.001,), retrain__techniques=('lr_rewind', 'small_dense')
+        tmp_path, prune__densities=(0.0001,), retrain__techniques=('lr_rewind', 'small_dense')
     )
     with pytest.raises(loop.BadInput, match="'small_dense' cannot have as few parameters"):
         loop.run(config, tmp_path / 'run')

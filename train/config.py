@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from jaxprune import rounds
+from train import l1_filters
 from train.errors import BadInput
 
 RETRAINING = ('lr_rewind', 'weight_rewind', 'fine_tune', 'slr', 'clr', 'llr', 'allr')
@@ -14,7 +15,7 @@ CONTROLS = ('random_masks', 'shuffled_masks', 'reinit', 'small_dense')
 
 _CHOICES: dict[str, Sequence[str]] = {
     'replicate_by': ('vmap', 'map'),
-    'data.normalize': ('dataset', 'per_image', 'none'),
+    'data.normalize': ('dataset', 'per_image', 'imagenet', 'none'),
     'model.dtype': ('float32', 'bfloat16'),
     'optimizer.name': ('sgd', 'adam', 'adamw'),
     'prune.mode': ('iterative', 'oneshot'),
@@ -137,8 +138,23 @@ def _check_prune(config: ml_collections.ConfigDict) -> None:
         raise _bad('prune.floor', c.floor, 'in [0, 1)')
     if c.floor and c.allocation != 'global_top':
         raise _bad('prune.floor', c.floor, "0, unless prune.allocation is 'global_top'")
+    if c.layer_densities:
+        _check_layer_densities(config)
     if not 0 < c.n < c.m:
         raise _bad('prune.n', c.n, f'at least 1, below prune.m, which is {c.m}')
+
+
+def _check_layer_densities(config: ml_collections.ConfigDict) -> None:
+    c = config.prune
+    if c.layer_densities not in l1_filters.VARIANTS:
+        raise _bad(
+            'prune.layer_densities', c.layer_densities, f'one of {", ".join(l1_filters.VARIANTS)}'
+        )
+    if len(density_plan(config)) > 1:
+        raise _bad('prune.levels', c.levels, '1, where prune.layer_densities say how much stays')
+    if 'small_dense' in config.retrain.techniques:
+        expected = "no 'small_dense' where prune.layer_densities say how much stays"
+        raise _bad('retrain.techniques', config.retrain.techniques, expected)
 
 
 def _bad(name: str, value: Any, expected: str) -> BadInput:

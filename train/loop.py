@@ -14,7 +14,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxprune as jp
-from train import checkpoint, data, networks, progress, results, techniques, timeline, workdirs
+from train import (
+    checkpoint,
+    data,
+    networks,
+    progress,
+    report,
+    results,
+    techniques,
+    timeline,
+    workdirs,
+)
 from train import config as config_lib
 from train.errors import BadInput, Diverged, Interrupted
 from train.networks import Networks
@@ -91,7 +101,7 @@ def load(config: ml_collections.ConfigDict) -> data.Dataset:
             config.data.name,
             directory=config.data.directory or None,
             validation_examples=config.data.validation_examples,
-            seed=config.seed,
+            seed=config.data.split_seed,
         )
     except (OSError, RuntimeError) as error:
         raise ValueError(
@@ -305,6 +315,7 @@ def write_artifacts(run: Run, rows: Sequence[dict[str, Any]]) -> None:
             about = {**run.networks.about(segment), **row}
             path = run.workdir / 'models' / f'replicate_{r}' / f'{segment.technique}.safetensors'
             results.write_model(path, replicate(points, r), about)
+    report.write([run.workdir], run.workdir)
 
 
 def replicate(stacked: Any, number: int) -> Any:

@@ -11,7 +11,7 @@ import ml_collections
 import jaxprune as jp
 from jaxprune import rounds
 from train import config as config_lib
-from train import data
+from train import data, l1_filters
 from train.rates import rates
 from train.timeline import Training
 
@@ -106,6 +106,9 @@ def allocate(
     """Keeps the highest scores, as the allocation and pattern of the config have it."""
     c, present = config.prune, jp.get_masks(point.opt_state)
     pattern = PATTERNS[c.pattern](c)
+    if c.layer_densities:
+        densities = {'*': 1.0} | l1_filters.densities(c.layer_densities)
+        return jp.masks.leaf_top(scores, densities, present, pattern=pattern)
     rules = dict.fromkeys(c.dense, 1.0) or None
     if c.allocation == 'global_top':
         return jp.masks.global_top(

@@ -1,5 +1,6 @@
 """Runs: read from their directories, refused where they cannot be compared, put together."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ _ABOUT = (
 _FREE = (
     'seed',
     'replicates',
+    'replicate_by',
     'checkpoint',
     'retrain',
     'data.directory',
@@ -52,8 +54,8 @@ class Run(NamedTuple):
         """The cells, technique and level, that the config asks for."""
         prune, retrain = self.config['prune'], self.config['retrain']
         levels = len(prune.get('densities') or ()) or prune['levels']
-        techniques = [*retrain['techniques'], *retrain.get('controls', ())]
-        return {(DENSE, 0)} | {(name, 1 + level) for name in techniques for level in range(levels)}
+        cells = itertools.product(retrain['techniques'], range(1, levels + 1))
+        return {(DENSE, 0), *cells}
 
     @property
     def finished(self) -> set[tuple[str, int]]:
@@ -221,8 +223,7 @@ def retraining_differences(runs: Sequence[Run]) -> list[str]:
 
 
 def _retraining(run: Run) -> dict[str, Any]:
-    listed = ('techniques', 'controls')
-    return _flat({k: v for k, v in run.config['retrain'].items() if k not in listed}, 'retrain.')
+    return _flat({k: v for k, v in run.config['retrain'].items() if k != 'techniques'}, 'retrain.')
 
 
 def _comparable_config(run: Run) -> dict[str, Any]:
