@@ -72,8 +72,12 @@ def rows(accuracies, *, dense=DENSE, levels=3, step=100):
                 'compression': 110 / kept,
                 'kept': kept,
                 'train_steps': step * (1 + level),
-                'pruned_val_accuracy': '' if level == 0 else value / 2,
-                'pruned_test_accuracy': '' if level == 0 else value / 2,
+                'pruned_val_accuracy': ''
+                if level == 0 or technique == 'small_dense'
+                else value / 2,
+                'pruned_test_accuracy': ''
+                if level == 0 or technique == 'small_dense'
+                else value / 2,
                 'val_accuracy': value - 0.01,
                 'test_accuracy': value,
                 'val_bits': 1.01 - value,

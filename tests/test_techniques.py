@@ -6,7 +6,7 @@ import pytest
 from test_loop import rows_of, tiny
 
 import jaxprune as jp
-from train import checkpoint, loop, results
+from train import checkpoint, loop, networks, results
 from train.timeline import locate
 
 pytestmark = pytest.mark.promotes  # optax and flax do
@@ -164,11 +164,11 @@ def test_rewound_to_step_0_under_masks_of_ones_the_dense_steps_come_again(tmp_pa
         retrain__reshuffle=False,
         replicates=2,
     )
-    networks, dataset = loop.prepare(config)
+    made, dataset = loop.prepare(config)
     segments = loop.lay_out(config)
-    run = loop.Run(config, tmp_path, segments, networks, dataset, None, None, lambda: None)
+    run = loop.Run(config, tmp_path, segments, made, dataset, None, None, lambda: None)
     dense = loop.begin(run, segments[0])
-    trainer = networks.full
+    trainer = made.full
     copy = lambda state: jax.tree.map(jax.numpy.copy, state)
     first, losses = trainer.train(copy(dense), dataset.train)
     stored = loop.restore_rewind_step(run)
@@ -180,6 +180,7 @@ def test_rewound_to_step_0_under_masks_of_ones_the_dense_steps_come_again(tmp_pa
     assert_same(again.point, first.point)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'fields',
     [
@@ -227,14 +228,17 @@ def test_a_small_dense_network_has_no_more_parameters(tmp_path):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == int(small[-1]['kept'])
 
 
-def test_a_level_below_every_small_network_is_refused(tmp_path):
-    config = tiny(
-        tmp_path, prune__densities=(0.0001,), retrain__techniques=('lr_rewind', 'small_dense')
-    )
-    with pytest.raises(loop.BadInput, match="'small_dense' cannot have as few parameters"):
-        loop.run(config, tmp_path / 'run')
+def test_the_width_of_a_small_network_by_hand():
+    total = jp.report.Record('total', None, 1000, 900, 1000)
+    parameters = lambda width: round(1000 * width**2)
+    assert networks.width_of(156, total, parameters) == 0.505859375  # 518 / 1024: 255.9, of 256
+    with pytest.raises(
+        ValueError, match="'small_dense' cannot have as few parameters as the level"
+    ):
+        networks.width_of(10, total, lambda width: 111)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('by', ['vmap', 'map'])
 def test_replicates_together_are_those_trained_alone(tmp_path, by):
     config = tiny(tmp_path, replicates=2, replicate_by=by, prune__levels=1, train__batch_size=32)
@@ -256,14 +260,14 @@ def test_replicates_together_are_those_trained_alone(tmp_path, by):
 
 def test_replicates_lie_over_the_devices_where_they_divide_evenly(tmp_path):
     config = tiny(tmp_path, replicates=8, prune__levels=1, retrain__techniques=('lr_rewind',))
-    networks, dataset = loop.prepare(config)
+    made, dataset = loop.prepare(config)
     segments = loop.lay_out(config)
-    run = loop.Run(config, tmp_path, segments, networks, dataset, None, None, lambda: None)
-    state, losses = networks.full.train(loop.begin(run, segments[0]), dataset.train)
+    run = loop.Run(config, tmp_path, segments, made, dataset, None, None, lambda: None)
+    state, losses = made.full.train(loop.begin(run, segments[0]), dataset.train)
     kernel = state.point.params['Dense_0']['kernel']
     assert len(kernel.sharding.device_set) == 8
     assert kernel.addressable_shards[0].data.shape[0] == 1
-    text = networks.full.train.lower(state, dataset.train).compile().as_text()
+    text = made.full.train.lower(state, dataset.train).compile().as_text()
     assert 'all-reduce' not in text
     assert 'all-gather' not in text
     assert losses.shape == (8, 10)

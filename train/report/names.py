@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 DENSE = 'dense'
+FROM_SCRATCH = 'small_dense'
 TECHNIQUES = {
     'lr_rewind': 'learning-rate rewinding',
     'weight_rewind': 'weight rewinding',
@@ -16,7 +17,7 @@ CONTROLS = {
     'random_masks': 'random masks',
     'shuffled_masks': 'shuffled masks',
     'reinit': 'reinitialised tickets',
-    'small_dense': 'small dense network',
+    FROM_SCRATCH: 'small dense network',
 }
 NAMES = {DENSE: 'dense', **TECHNIQUES, **CONTROLS}
 _ORDER = list(NAMES)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from train.errors import BadInput
-from train.report.names import DENSE
+from train.report.names import DENSE, FROM_SCRATCH
 
 _SHARES = ('val_accuracy', 'test_accuracy', 'pruned_val_accuracy', 'pruned_test_accuracy')
 _PRUNED = ('pruned_val_accuracy', 'pruned_test_accuracy')
@@ -64,13 +64,14 @@ def read_results(path: Path) -> pd.DataFrame:
     table = read_csv(path, RESULTS, may_lack=_PRUNED)
     if table.empty:
         raise BadInput(f'{path} has no row yet: wait for the first dense networks')
-    pruned = table.technique != DENSE
+    sparse = table.technique != DENSE
+    pruned = sparse & (table.technique != FROM_SCRATCH)
     for column in _PRUNED:
         _refuse(path, table[column].isna() & pruned, f'{column} is empty in a pruned row')
     for column in _SHARES:
         _refuse(path, ~table[column].dropna().between(0, 1), f'{column} is not in [0, 1]')
     _refuse(path, ~table.density.between(0, 1, inclusive='right'), 'density is not in (0, 1]')
-    _refuse(path, (table.level == 0) == pruned, 'level 0 is for dense rows, and for them alone')
+    _refuse(path, (table.level == 0) == sparse, 'level 0 is for dense rows, and for them alone')
     twice = table.duplicated(['replicate', 'technique', 'level'])
     _refuse(path, twice, 'the replicate, technique and level stand twice')
     return table
