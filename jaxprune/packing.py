@@ -29,7 +29,7 @@ class Packed(NamedTuple):
 jax.tree_util.register_pytree_with_keys(
     Packed,
     lambda p: (((jax.tree_util.GetAttrKey('bits'), p.bits),), (p.axis, p.length)),
-    lambda meta, leaves: Packed(*leaves, *meta),
+    lambda meta, leaves: Packed(next(iter(leaves)), *meta),
     lambda p: ((p.bits,), (p.axis, p.length)),
 )
 

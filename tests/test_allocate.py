@@ -203,7 +203,9 @@ def test_rules_for_every_leaf_agree_with_the_density_to_within_rounding(allocati
         kept = masks.global_top(scores, density, rules={'*': 0.3})
         jax.tree.map(np.testing.assert_array_equal, kept, expected)
     for call in (METHODS[allocation], masks.global_top):
-        with pytest.raises(ValueError, match='asks for 3185 .* keep 3188: set the density to 0.30'):
+        with pytest.raises(
+            ValueError, match=r'asks for 3185 .* keep 3188: set the density to 0\.30'
+        ):
             call(params if call is not masks.global_top else scores, 0.2998, rules={'*': 0.3})
 
 

@@ -292,8 +292,7 @@ def test_a_pattern_that_lets_nothing_go_is_an_error(method):
     tx = method(cases.INNER, 0.5, KEY, pattern=patterns.n_of_m(2, 4))
     with pytest.raises(
         ValueError,
-        match=r"cannot drop a fraction of 0\.3 and regrow .* take gradual\.prune .* leaf 'a', fewer "
-        'than the 24',
+        match=r"drop a fraction of 0\.3 and regrow .* take gradual\.prune .* leaf 'a', fewer than the",
     ):
         tx.init(cases.dyadic(0))
 
@@ -303,7 +302,7 @@ def test_a_traced_density_is_an_error(method):
     params = cases.dyadic(0)
     make = lambda density: method(cases.INNER, density, KEY)
     tx = optax.inject_hyperparams(make)(density=0.5)
-    with pytest.raises(ValueError, match='give it as a Python number; .* name it in static_args'):
+    with pytest.raises(ValueError, match=r'give it as a Python number; .* static_args'):
         jax.jit(tx.update)(params, tx.init(params), params)
     tx = optax.inject_hyperparams(make, static_args=('density',))(density=0.5)
     _, state = jax.jit(tx.update)(params, tx.init(params), params)
