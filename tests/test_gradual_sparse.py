@@ -292,7 +292,7 @@ def test_a_pattern_that_lets_nothing_go_is_an_error(method):
     tx = method(cases.INNER, 0.5, KEY, pattern=patterns.n_of_m(2, 4))
     with pytest.raises(
         ValueError,
-        match=r"drop a fraction of 0\.3 and regrow .* take gradual\.prune .* leaf 'a', fewer than the",
+        match=r"drop a fraction of 0\.3 and regrow .* take gradual\.prune .* leaf 'a', fewer than",
     ):
         tx.init(cases.dyadic(0))
 
