@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import hasty
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -144,7 +145,7 @@ def jit(f, params):
     """One trace, whatever the values."""
     traces = []
 
-    @jax.jit
+    @hasty
     def counted(params):
         traces.append(1)
         return f(params)
@@ -158,13 +159,13 @@ def jit(f, params):
 
 def scan(f, params):
     loop = lambda params: jax.lax.scan(lambda carry, _: (carry, f(params)), 0, length=2)
-    _, out = jax.jit(loop)(params)
+    _, out = hasty(loop)(params)
     return jax.tree.map(lambda x: x[1], out)
 
 
 def vmap(f, params):
     other = jax.tree.map(lambda w: -2 * w[::-1], params)
-    out = jax.jit(jax.vmap(f))(jax.tree.map(lambda *w: jnp.stack(w), other, params))
+    out = hasty(jax.vmap(f))(jax.tree.map(lambda *w: jnp.stack(w), other, params))
     return jax.tree.map(lambda x: x[1], out)
 
 
@@ -181,7 +182,7 @@ def shard_map(f, params):
     """Each device holds its own copy, along a new axis, and comes to the same result."""
     own = jax.tree.map(lambda w: jnp.stack([w] * DEVICES), params)
     on_one = lambda copy: jax.tree.map(lambda x: x[None], f(jax.tree.map(lambda w: w[0], copy)))
-    out = jax.jit(jax.shard_map(on_one, mesh=mesh(), in_specs=P('x'), out_specs=P('x')))(own)
+    out = hasty(jax.shard_map(on_one, mesh=mesh(), in_specs=P('x'), out_specs=P('x')))(own)
     return jax.tree.map(lambda x: x[DEVICES - 1], out)
 
 
@@ -204,8 +205,8 @@ CALLS = {
     'vmap': vmap,
     'pmap': pmap,
     'shard_map': shard_map,
-    'sharded rows, jit': lambda f, params: sharded(0)(jax.jit(f), params),
-    'sharded columns, jit': lambda f, params: sharded(1)(jax.jit(f), params),
+    'sharded rows, jit': lambda f, params: sharded(0)(hasty(f), params),
+    'sharded columns, jit': lambda f, params: sharded(1)(hasty(f), params),
 }
 
 
@@ -304,7 +305,7 @@ def test_a_traced_density_is_one_trace(function):
     select, traces = getattr(masks, function), []
     found = scores.magnitude(parameters(jnp.float32))
 
-    @jax.jit
+    @hasty
     def traced(density):
         traces.append(1)
         return select(found, density)
@@ -320,7 +321,7 @@ def test_masks_lie_where_their_weights_lie(axis, pattern):
     placed = []
     select = half if pattern is None else functools.partial(chosen, PATTERNS[pattern])
     found = sharded(axis)(
-        lambda params: placed.append(params) or jax.jit(select)(params), parameters(jnp.float32)
+        lambda params: placed.append(params) or hasty(select)(params), parameters(jnp.float32)
     )
     for path, mask in jp.tree.present(found):
         weights = dict(jp.tree.named_leaves(placed[0]))[path]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import hasty
 from every_optimizer import (
     EXCLUDED,
     OPTIMIZERS,
@@ -130,7 +131,7 @@ def compiled(tx, name):
         updates, state = update(tx, name, state, params, seed)
         return optax.apply_updates(params, updates), state
 
-    return jax.jit(step)
+    return hasty(step)
 
 
 @pytest.mark.parametrize('name', unless_few(OPTIMIZERS))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import hasty
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding
@@ -47,7 +48,7 @@ def jitted(name):
         traces.append(1)
         return cases.stepper(tx)(*arguments)
 
-    return tx, jax.jit(step, donate_argnums=(0, 1)), traces
+    return tx, hasty(step, donate_argnums=(0, 1)), traces
 
 
 def begin(tx, seed=0):
@@ -108,7 +109,7 @@ def test_packed_in_a_scan(name):
         return (params, state), (params, jp.get_masks(state))
 
     stacked = jax.tree.map(lambda *g: jnp.stack(g), *GRADS)
-    (_, state), found = jax.jit(functools.partial(jax.lax.scan, step))(begin(tx), stacked)
+    (_, state), found = hasty(functools.partial(jax.lax.scan, step))(begin(tx), stacked)
     assert jp.packing.is_packed(state.pruned.masks)
     for i, expected in enumerate(plain(name)[0]):
         same(tuple(jax.tree.map(lambda x, i=i: np.asarray(x[i]), found)), tuple(expected))
@@ -120,7 +121,7 @@ def test_replicates_under_vmap(name):
     seeds = [jax.tree.map(jnp.asarray, cases.dyadic(seed)) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *w: jnp.stack(w), *seeds)
     params, state = jax.vmap(functools.partial(gradual.start, tx))(stacked)
-    step = jax.jit(jax.vmap(cases.stepper(tx), in_axes=(0, 0, None)))
+    step = hasty(jax.vmap(cases.stepper(tx), in_axes=(0, 0, None)))
     expected = [plain(name, seed)[0] for seed in (0, 1)]
     for i, g in enumerate(GRADS):
         params, state = step(params, state, g)
@@ -164,7 +165,7 @@ def test_sharded_parameters(name, packed):
 
     tx = METHODS[name](packed=packed)
     params, state = gradual.start(tx, place(cases.dyadic(0)))
-    step = jax.jit(cases.stepper(tx))
+    step = hasty(cases.stepper(tx))
     for g, expected in zip(GRADS, plain(name)[0], strict=True):
         params, state = step(params, state, place(g))
         same(here(params, jp.get_masks(state)), expected)
@@ -188,7 +189,7 @@ def test_rewinding_the_schedule_leaves_the_masks_step():
     schedule = optax.piecewise_constant_schedule(0.5, {2: 0.5})
     tx = gradual.prune(optax.sgd(schedule), 0.2, SCHEDULE)
     params, state = begin(tx)
-    step = jax.jit(cases.stepper(tx))
+    step = hasty(cases.stepper(tx))
     for g in GRADS[:3]:
         params, state = step(params, state, g)
     rewound = jp.rewind_schedule(state, 0)
@@ -232,7 +233,7 @@ def test_bfloat16_gradients_and_extra_arguments():
     )
     params, state = begin(tx)
     half = jax.tree.map(lambda g: jnp.asarray(g, jnp.bfloat16), GRADS)
-    step = jax.jit(lambda p, s, g: tx.update(g, s, p, value=jnp.float32(1)))
+    step = hasty(lambda p, s, g: tx.update(g, s, p, value=jnp.float32(1)))
     for g in half[:3]:
         updates, state = step(params, state, g)
         params = optax.apply_updates(params, updates)

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import reference_gradual as truth
+from compiling import hasty
 
 import jaxprune as jp
 from jaxprune import gradual, patterns, scores
@@ -167,7 +168,7 @@ def test_set_draws_evenly():
         weights = {'w': jnp.where(masks, 1.0, 0.0)}  # equal: the first ten always stay
         return (weights, state), masks
 
-    _, masks = jax.jit(lambda c: jax.lax.scan(step, c, length=steps))((start, state))
+    _, masks = hasty(lambda c: jax.lax.scan(step, c, length=steps))((start, state))
     masks = np.asarray(masks).reshape(steps, 100)
     grown = np.zeros(100, int)
     candidates = np.zeros(100, int)
@@ -240,7 +241,7 @@ def test_a_donated_state_leaves_the_key(legacy):
     key = jax.random.PRNGKey(5) if legacy else jax.random.key(5)
     tx = SET(cases.INNER, 0.4, key)
     params, state = gradual.start(tx, jax.tree.map(jnp.array, cases.dyadic(0)))
-    step = jax.jit(cases.stepper(tx), donate_argnums=(0, 1))
+    step = hasty(cases.stepper(tx), donate_argnums=(0, 1))
     for g in cases.gradients(2):
         params, state = step(params, state, g)
     tx.init(params)
@@ -303,9 +304,9 @@ def test_a_traced_density_is_an_error(method):
     make = lambda density: method(cases.INNER, density, KEY)
     tx = optax.inject_hyperparams(make)(density=0.5)
     with pytest.raises(ValueError, match=r'give it as a Python number; .* static_args'):
-        jax.jit(tx.update)(params, tx.init(params), params)
+        hasty(tx.update)(params, tx.init(params), params)
     tx = optax.inject_hyperparams(make, static_args=('density',))(density=0.5)
-    _, state = jax.jit(tx.update)(params, tx.init(params), params)
+    _, state = hasty(tx.update)(params, tx.init(params), params)
     assert jp.masks.density(jp.get_masks(state)) == 0.5
 
 
