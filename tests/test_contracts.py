@@ -316,7 +316,10 @@ def test_a_traced_density_is_one_trace(function):
 
 
 @pytest.mark.parametrize('axis', [0, 1])
-@pytest.mark.parametrize('pattern', [None, *PATTERNS])
+@pytest.mark.parametrize(
+    'pattern',
+    [None, *(p if p == 'by path' else pytest.param(p, marks=pytest.mark.slow) for p in PATTERNS)],
+)
 def test_masks_lie_where_their_weights_lie(axis, pattern):
     placed = []
     select = half if pattern is None else functools.partial(chosen, PATTERNS[pattern])

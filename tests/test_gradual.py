@@ -300,30 +300,6 @@ def test_errors_come_at_init(tx, message):
         tx.init(cases.dyadic(0))
 
 
-@pytest.mark.parametrize('score', [scores.magnitude, scores.lamp, 'magnitude'])
-def test_a_score_of_weights_alone_is_told_how_to_be_given(score):
-    with pytest.raises(ValueError, match=r'write score=lambda params, grads: \.\.\., such as'):
-        PRUNE(0.5, ONE, score=score)
-    name = getattr(score, '__name__', score)
-    with pytest.raises(ValueError, match=f'but .?{name}.? does not take'):
-        PRUNE(0.5, ONE, score=score)
-
-
-@pytest.mark.parametrize('method', [gradual.prune, gradual.straight_through])
-def test_a_traced_density_is_an_error(method):
-    params, make = cases.dyadic(0), lambda density: method(cases.INNER, density, ONE)
-    tx = optax.inject_hyperparams(make)(density=0.5)
-    with pytest.raises(ValueError, match=r'give it as a Python number; .* static_args'):
-        hasty(tx.update)(params, tx.init(params), params)
-
-
-@pytest.mark.parametrize('method', [gradual.prune, gradual.straight_through])
-@pytest.mark.parametrize('inner', [1e-3, optax.sgd])
-def test_what_is_wrapped_must_be_an_optimizer(method, inner):
-    with pytest.raises(ValueError, match=r'expected an optax optimizer to wrap, .* got (0\.001|<)'):
-        method(inner, 0.5, ONE)
-
-
 @pytest.mark.parametrize('method', [gradual.prune, gradual.straight_through])
 def test_update_needs_params(method):
     tx = method(cases.INNER, 0.5, ONE)
