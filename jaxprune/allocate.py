@@ -25,12 +25,13 @@ def uniform(
       density: share of all prunable weights that stays, in (0, 1].
       where: which leaves are prunable, by path and leaf.
       rules: densities of single leaves by path or pattern (`'Dense_*/kernel'`), which win; the
-        other leaves share what they leave of the budget. 1 keeps a leaf dense.
+        other leaves share what they leave of the budget. 1 keeps a leaf dense. Where every leaf
+        has a rule they decide, and must keep what the density asks for, to within rounding.
       allow_empty: whether a leaf may be left with nothing.
 
     Returns:
       The density of each prunable leaf by its path, for `masks.leaf_top`: an exact number of
-      weights over the size of the leaf; in all round(density · n) weights.
+      weights over the size of the leaf; in all round(density · n) weights, unless rules decide.
 
     Raises:
       ValueError: a density outside (0, 1]; a rule that matches no leaf, or two that contradict

@@ -16,6 +16,11 @@ Density: TypeAlias = float | jax.Array
 Keep: TypeAlias = int | Count
 T = TypeVar('T')
 
+NOT_TRACED = (
+    'this needs a density that is known when it is compiled, not a traced one: give it as a Python '
+    'number; under optax.inject_hyperparams, name it in static_args'
+)
+
 
 class Budget(NamedTuple):
     """How many weights each group of leaves keeps; a leaf alone is a group of one."""
@@ -154,6 +159,12 @@ def check_room(budget: Budget, needed: Mapping[str, int], why: str) -> None:
             )
 
 
+def check_untraced(density: Density | Mapping[str, Density]) -> None:
+    """Raises `ValueError` for a traced density, or one among those by path."""
+    if any(map(_is_traced, density.values() if isinstance(density, Mapping) else [density])):
+        raise ValueError(NOT_TRACED)
+
+
 def members_of(budget: Budget, leaves: Mapping[str, T]) -> list[dict[str, T]]:
     """Sorts what is given for each leaf by path into the groups of a budget."""
     found: list[dict[str, T]] = [{} for _ in budget.keeps]
@@ -225,9 +236,21 @@ def fixed_by(
 
 
 def rest(keep: int, fixed: Mapping[str, tuple[int, int]], others: Mapping[str, int]) -> int:
-    """What of a budget is left to the leaves without a rule."""
+    """What of a budget is left to the leaves without a rule.
+
+    Where every leaf has one, rules that keep as much as the density asks for, but for the half a
+    weight that each rounding may take, decide.
+    """
     taken, room = sum(count for count, _ in fixed.values()), sum(others.values())
-    if not 0 <= keep - taken <= room or (others and keep == taken):
+    if not others:
+        if 2 * abs(keep - taken) > len(fixed) + 1:
+            total = sum(size for _, size in fixed.values())
+            raise ValueError(
+                f'the density asks for {keep} weights in all, but the rules, which cover every '
+                f'leaf, keep {taken}: set the density to {taken / total:.6g}, or take out a rule'
+            )
+        return 0
+    if not 0 <= keep - taken <= room or keep == taken:
         raise ValueError(
             f'the density asks for {keep} weights in all, of which the rules keep {taken}: the '
             f'{keep - taken} that are left do not suit the {len(others)} leaves without a rule, '
@@ -251,7 +274,7 @@ def _on_the_way(keep: Keep, total: int, progress: Density) -> Keep:
         if float(progress) == 1:
             return keep
     if not isinstance(keep, int):
-        raise ValueError('with progress, the density must be a number, not traced')
+        raise ValueError(NOT_TRACED)
     if not _is_traced(progress):
         return total - round(Fraction(float(np.float32(progress))) * (total - keep))
     pruned = counting.share(progress, total - keep)  # at most all of them

@@ -54,7 +54,8 @@ def global_top(
       pattern: what stays or goes together, for all leaves or by path; leaves without one are
         unstructured.
       rules: densities of single leaves by path or pattern of paths, which win: they keep their own
-        highest scores, the other leaves share what is left of the budget.
+        highest scores, the other leaves share what is left of the budget. Rules for every leaf must
+        keep what the density asks for, to within rounding.
       floor: share of each leaf that stays at least, its highest scores; rounded up.
       progress: share of the way from dense to `density`, in [0, 1], may be traced: at p,
         n - round(p · (n - round(density · n))) weights stay. A traced one beyond its range is

@@ -47,10 +47,10 @@ def pruned(
       promoted with the parameter's where they differ, so that they cancel it exactly.
 
     Raises:
-      ValueError: at `init`, masks unlike the parameters, or nothing prunable; at `update`,
-        no `params`.
+      ValueError: `inner` is no optimizer; at `init`, masks unlike the parameters, or nothing
+        prunable; at `update`, no `params`.
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = extended(inner)
     packed = packed or packing.is_packed(masks)
 
     def init(params: Params) -> PrunedState:
@@ -72,6 +72,16 @@ def pruned(
         return updates, PrunedState(state.masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def extended(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Makes an optimizer take extra arguments; raises `ValueError` unless it is one."""
+    if not all(callable(getattr(inner, method, None)) for method in ('init', 'update')):
+        raise ValueError(
+            f'expected an optax optimizer to wrap, with init and update, got {inner!r}: give one '
+            'that is made, such as optax.sgd(0.1)'
+        )
+    return optax.with_extra_args_support(inner)
 
 
 def get_masks(opt_state: optax.OptState) -> Masks:
@@ -109,14 +119,14 @@ def set_masks(opt_state: optax.OptState, masks: Masks) -> optax.OptState:
       ValueError: no `PrunedState`; masks of another structure, shape or dtype.
     """
     old, masks = get_masks(opt_state), packing.unpack(masks)
+    tree.check_boolean(masks)
     tree.check_like(masks, old, like='the masks in the state')
     masks = tree.in_structure_of(masks, old)
     for (path, new), (_, mask) in zip(
         tree.named_leaves(masks), tree.named_leaves(old), strict=True
     ):
-        if (new is None) != (mask is None) or (new is not None and new.dtype != bool):
-            found = 'None' if new is None else new.dtype
-            expected = 'None' if mask is None else 'bool'
+        if (new is None) != (mask is None):
+            found, expected = ('None' if m is None else 'bool' for m in (new, mask))
             raise ValueError(
                 f'masks are {found} at {path!r}, where the state has {expected}: '
                 'give scores and pruned the same where'

@@ -1,9 +1,7 @@
 """Masks at one bit a weight."""
 
-import dataclasses
-import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +12,11 @@ from jaxprune.tree import Masks
 BYTE = 8
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=['bits'], meta_fields=['axis', 'length']
-)
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """A boolean array at one bit an entry: bit b of byte r on its axis is entry 8 r + b."""
+class Packed(NamedTuple):
+    """A boolean array at one bit an entry: bit b of byte r on its axis is entry 8 r + b.
+
+    To JAX its bits are its only leaf; `flax.serialization`, which knows named tuples, writes it.
+    """
 
     bits: jax.Array
     """uint8, of the shape of the array but ceil(length / 8) on the packed axis."""
@@ -27,6 +24,14 @@ class Packed:
     """The packed axis, counted from the last one, so that axes put in front change nothing."""
     length: int
     """Entries on the packed axis."""
+
+
+jax.tree_util.register_pytree_with_keys(
+    Packed,
+    lambda p: (((jax.tree_util.GetAttrKey('bits'), p.bits),), (p.axis, p.length)),
+    lambda meta, leaves: Packed(next(iter(leaves)), *meta),
+    lambda p: ((p.bits,), (p.axis, p.length)),
+)
 
 
 def pack(masks: Masks) -> Masks:

@@ -179,10 +179,18 @@ def check_masks(masks: Masks, params: Params, *, like: str = 'params') -> None:
     Raises:
       ValueError: the first path that is missing, superfluous, of another shape, or not boolean.
     """
+    check_boolean(masks)
     check_like(masks, params, like=like)
-    for path, leaf in named_leaves(masks):
-        if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.bool_):
-            raise ValueError(f'masks are {jnp.result_type(leaf)} at {path!r}, expected bool')
+
+
+def check_boolean(masks: Masks) -> None:
+    """Raises `ValueError` at the first leaf that is neither boolean nor `None`."""
+    for path, leaf in present(masks):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.bool_):
+            raise ValueError(
+                f'masks are {jnp.result_type(leaf)} at {path!r}, expected bool: compare, as in '
+                'mask != 0, and give None where a leaf is not prunable'
+            )
 
 
 def in_structure_of(masks: Masks, params: Params) -> Masks:

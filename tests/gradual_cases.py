@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from compiling import hasty
 
 import jaxprune as jp
 
@@ -47,7 +48,7 @@ def run(tx, params, grads, state=None):
     """Trains, and returns for each step the parameters and masks after it, and the last state."""
     if state is None:
         params, state = jp.gradual.start(tx, jax.tree.map(jnp.asarray, params))
-    step, history = jax.jit(stepper(tx)), []
+    step, history = hasty(stepper(tx)), []
     for each in grads:
         g = each(params) if callable(each) else each
         params, state = step(params, state, g)

@@ -156,7 +156,10 @@ def test_progress_prunes_a_share_of_what_will_go(progress):
         ({'rules': {'bias': 0.1}}, "the rule 'bias' matches no leaf among"),
         ({'rules': {'c*': 0.1, '*v': 0.2}}, "contradict each other at leaf 'conv': 0.1 and"),
         ({'rules': {'wide': 1.0}}, 'asks for 1062 weights in all, of which the rules keep 8192'),
-        ({'rules': {'*': 0.5}}, 'do not suit the 0 leaves without a rule'),
+        (
+            {'rules': {'*': 0.5}},
+            'asks for 1062 .* cover every leaf, keep 5312: set the density to 0.5',
+        ),
         ({'rules': {'out': 1.5}}, r'density must be a number in \(0, 1\], got 1.5'),
     ],
 )
@@ -187,6 +190,23 @@ def test_densities_by_path_must_cover_all_leaves():
         masks.leaf_top(scores, {'conv': 0.1, 'wide': 0.1})
     with pytest.raises(ValueError, match=r"the rule 'x\*' matches no leaf"):
         masks.leaf_top(scores, {'*': 0.1, 'x*': 0.1})
+
+
+@pytest.mark.parametrize('allocation', METHODS)
+def test_rules_for_every_leaf_agree_with_the_density_to_within_rounding(allocation):
+    params = parameters()
+    found = METHODS[allocation](params, 0.3, rules={'*': 0.3})
+    assert counts(found) == {'conv': 346, 'wide': 2458, 'out': 384}  # 3188, where 0.3 asks for 3187
+    scores = jp.scores.magnitude(params)
+    expected = masks.leaf_top(scores, 0.3)
+    for density in (0.2999, 0.3):  # 3186 is two off: half a weight for each of four roundings
+        kept = masks.global_top(scores, density, rules={'*': 0.3})
+        jax.tree.map(np.testing.assert_array_equal, kept, expected)
+    for call in (METHODS[allocation], masks.global_top):
+        with pytest.raises(
+            ValueError, match=r'asks for 3185 .* keep 3188: set the density to 0\.30'
+        ):
+            call(params if call is not masks.global_top else scores, 0.2998, rules={'*': 0.3})
 
 
 def test_empty_may_be_asked_for():

@@ -1,6 +1,8 @@
 """The examples of docs/ run, their links lead somewhere, and their tables have today's shape."""
 
+import functools
 import re
+import types
 from pathlib import Path
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 
 import jaxprune as jp
 from benchmarks import scores as benchmark
@@ -112,6 +115,107 @@ def test_the_examples_of_the_choice_run(name):
         scores = jp.scores.magnitude(given['params'])
         with pytest.raises(ValueError, match="leaf 'first' with none"):
             jp.masks.global_top(scores, 0.1)
+
+
+def layers():
+    """Parameters with the paths that the pages use."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    sides = {'Dense_0': (20, 40), 'Dense_1': (40, 40), 'Dense_2': (40, 4)}
+    return {
+        name: {'kernel': jax.random.normal(key, shape), 'bias': jnp.zeros(shape[1])}
+        for key, (name, shape) in zip(keys, sides.items(), strict=True)
+    }
+
+
+def forward(params, x):
+    for layer in params.values():
+        x = jnp.tanh(x @ layer['kernel']) + layer['bias']
+    return x
+
+
+def test_each_score_is_called_as_its_table_says():
+    table = re.search(r'<!-- calls -->\n(.*?)\n\n', CHOICE, re.DOTALL)[1]
+    rows = [line.strip('| ').split(' | ') for line in table.splitlines()[2:]]
+    assert {name.strip('`') for name, _ in rows} == set(benchmark.SCORES)
+    params, x = layers(), jax.random.normal(jax.random.key(1), (12, 20))
+    given = {'jp': jp, 'params': params, 'key': jax.random.key(2)}
+    given |= {'loss': lambda p, x: jnp.mean(forward(p, x) ** 2), 'grads': params}
+    given |= {'batches': x.reshape(3, 4, 20), 'examples': x, 'tx': optax.sgd(0.1)}
+    given |= {'density': 0.5, 'schedule': jp.gradual.one_shot(1)}
+    given |= {'output': lambda p: forward(p, jnp.ones((1, 20)))}
+    half = lambda scored: jp.masks.leaf_top(scored, 0.5)
+    for name, cell in rows:
+        assert f'jp.scores.{name.strip("`")}(' in cell
+        first, *others = re.findall('`(jp.*?)`', cell)
+        found = [jax.eval_shape(lambda call=first: half(eval(call, given)))]
+        for call in others:
+            makes = lambda call=call: eval(call, given)
+            found.append(
+                jax.eval_shape(lambda f=makes: jp.get_masks(f().init(params)))
+                if call.startswith('jp.gradual')
+                else jax.eval_shape(makes)
+            )
+        for masks in found:
+            expected = {path: w.shape for path, w in jp.tree.present(params) if w.ndim > 1}
+            assert {path: m.shape for path, m in jp.tree.present(masks)} == expected
+
+
+def kept(masks):
+    return {path: int(mask.sum()) for path, mask in jp.tree.present(masks)}
+
+
+def test_rules_for_layers_run():
+    lines = block(CHOICE, 'rules').split('\n')
+    given, found = {'jp': jp, 'params': layers()}, []
+    for line in filter(None, lines):
+        exec(line, given)
+        if line.startswith('masks'):
+            found.append(kept(given['masks']))
+    by_rule, by_leaf, allocated = found
+    assert sum(by_rule.values()) == sum(allocated.values()) == 256
+    assert by_rule['Dense_2/kernel'] == allocated['Dense_2/kernel'] == 160
+    assert by_leaf == {'Dense_0/kernel': 40, 'Dense_1/kernel': 160, 'Dense_2/kernel': 80}
+
+
+def test_units_of_several_sizes_share_a_budget():
+    masks = run(CHOICE, 'units', jp=jp, params=layers())['masks']
+    channels = np.asarray(masks['Dense_0']['kernel'])
+    assert (channels == channels[:1]).all() and 0 < channels.sum() < 256
+    assert 236 < sum(kept(masks).values()) <= 256  # a channel more would not fit
+
+
+def coming(name, **given):
+    names = {'jp': jp, 'optax': optax, 'functools': functools, 'params': layers()}
+    names |= {'masks': jp.masks, 'gradual': jp.gradual, 'TrainState': TrainState}
+    return run(JAXPRUNER, name, **names | given)
+
+
+def test_a_train_state_begins_sparse():
+    model = types.SimpleNamespace(apply=forward)
+    tx = jp.gradual.static(optax.sgd(0.1), 0.25, jax.random.key(0))
+    state = coming('train state', model=model, tx=tx)['state']
+    masks = jp.get_masks(state.opt_state)
+    assert jp.masks.density(masks) == 0.25
+    for name, layer in state.params.items():
+        np.testing.assert_array_equal(layer['kernel'] != 0, masks[name]['kernel'])
+
+
+def test_what_is_chained_inside_keeps_zeros():
+    tx, params = coming('chain')['tx'], layers()
+    masks = jp.masks.leaf_top(jp.scores.magnitude(params), 0.5)
+    updates, _ = tx.update(params, jp.set_masks(tx.init(params), masks), params)
+    after = optax.apply_updates(params, updates)
+    for name, layer in after.items():
+        np.testing.assert_array_equal(layer['kernel'] != 0, masks[name]['kernel'])
+
+
+def test_patterns_and_rules_are_bound_to_what_makes_masks():
+    given, params = coming('patterns'), layers()
+    found = given['two_of_four'](jp.scores.magnitude(params), 0.5)
+    groups = np.asarray(found['Dense_1']['kernel']).reshape(10, 4, 40)
+    assert (groups.sum(1) == 2).all()
+    first = kept(jp.get_masks(given['tx'].init(params)))  # straight-through begins sparse
+    assert sum(first.values()) == 256 and first['Dense_2/kernel'] == 160
 
 
 def shape_of(tables):

@@ -118,3 +118,27 @@ def test_keys_that_are_none(key):
 def test_steps_that_an_int32_does_not_hold():
     with pytest.raises(ValueError, match=r'below 2\*\*31'):
         gradual.one_shot(2**40)
+
+
+@pytest.mark.parametrize('score', [scores.magnitude, scores.lamp, 'magnitude'])
+def test_a_score_of_weights_alone_is_told_how_to_be_given(score):
+    name = getattr(score, '__name__', score)
+    told = rf'but .?{name}.? does not take .* write score=lambda params, grads: \.\.\., such as'
+    with pytest.raises(ValueError, match=told):
+        gradual.prune(optax.sgd(0.1), 0.5, gradual.one_shot(0), score=score)
+
+
+@pytest.mark.parametrize('method', [gradual.prune, gradual.straight_through])
+def test_a_traced_density_is_an_error(method):
+    params = {'a': jnp.ones((4, 4))}
+    make = lambda density: method(optax.sgd(0.1), density, gradual.one_shot(0))
+    tx = optax.inject_hyperparams(make)(density=0.5)
+    with pytest.raises(ValueError, match=r'give it as a Python number; .* static_args'):
+        jax.jit(tx.update)(params, tx.init(params), params)
+
+
+@pytest.mark.parametrize('method', [gradual.prune, gradual.straight_through])
+@pytest.mark.parametrize('inner', [1e-3, optax.sgd])
+def test_what_is_wrapped_must_be_an_optimizer(method, inner):
+    with pytest.raises(ValueError, match=r'expected an optax optimizer to wrap, .* got (0\.001|<)'):
+        method(inner, 0.5, gradual.one_shot(0))

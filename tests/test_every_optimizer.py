@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import hasty
 from every_optimizer import (
     EXCLUDED,
     OPTIMIZERS,
@@ -94,8 +95,8 @@ NUMBERS_ONLY = {
 WITH_RATE = [name for name, given in OPTIMIZERS.items() if not callable(given) and takes_rate(name)]
 
 
-def unless_few(names):
-    return [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def unless_few(names, mark=pytest.mark.slow):
+    return [name if name in FEW else pytest.param(name, marks=mark) for name in names]
 
 
 def test_the_tables_name_all_that_optax_exports():
@@ -130,7 +131,7 @@ def compiled(tx, name):
         updates, state = update(tx, name, state, params, seed)
         return optax.apply_updates(params, updates), state
 
-    return jax.jit(step)
+    return hasty(step)
 
 
 @pytest.mark.parametrize('name', unless_few(OPTIMIZERS))
@@ -161,29 +162,66 @@ def test_dense_masks_change_nothing_and_packed_ones_are_the_same(name):
     assert jp.packing.is_packed(state.masks)
 
 
-@pytest.mark.parametrize('name', unless_few(sorted(OPTIMIZERS.keys() - NOT_FOR_RIGL.keys())))
+@pytest.mark.slow
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_regrowth_holds_its_masks(name):
+    """What RigL asks of an optimizer, by a change of masks that is light to compile."""
+    moved = lambda m: m if m is None else jnp.roll(m.reshape(-1), 1).reshape(m.shape)
+    change = lambda now: jp.tree.map_masked(moved, now.masks)
+    due = lambda step: (step > 0) & (step % 2 == 0)
+    tx = gradual.change_masks(make(name), gradual.Method(half, due, change, regrows=True))
+    check_regrowth(tx, name)
+
+
+@pytest.mark.parametrize(
+    'name', unless_few(sorted(OPTIMIZERS.keys() - NOT_FOR_RIGL.keys()), pytest.mark.exhaustive)
+)
 def test_rigl_holds_its_masks(name):
     inner = optax.chain(make(name), optax.scale(-0.1)) if name in CLIMBERS else make(name)
-    tx = gradual.rigl(inner, 0.5, jax.random.key(0), every=2, end=6, fraction=0.6)
+    check_regrowth(gradual.rigl(inner, 0.5, jax.random.key(0), every=2, end=6, fraction=0.6), name)
+
+
+def check_regrowth(tx, name):
     params, state = gradual.start(tx, weights(name))
+    copies = 2 if name == 'lookahead' else 1
     step, changes = compiled(tx, name), 0
     for seed in range(5):
         old, before = jp.get_masks(state), params
         params, state = step(params, state, seed)
         masks = jp.get_masks(state)
         check(masks, params, before, still=True)
-        assert [int(m.sum()) for m, _ in pairs(masks, params)] == [12, 15]
+        assert [int(m.sum()) for m, _ in pairs(masks, params)] == [12, 15] * copies
         grown = jax.tree.map(lambda new, old: new & ~old, masks, old)
         assert all((w[g] == 0).all() for g, w in pairs(grown, before))
         changes += any(g.any() for g, _ in pairs(grown, before))
     assert changes == 2
 
 
-@pytest.mark.parametrize('name', unless_few(OPTIMIZERS))
+@pytest.mark.slow
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_gradual_pruning_by_leaf_holds_its_masks(name):
+    """By the top of a sorted leaf, which is light to compile."""
+
+    def top(found, density, masks, *, progress):
+        keep = lambda n: n - jnp.int32(jnp.round(progress * (1 - density) * n))
+        least = lambda s: jnp.sort(s, axis=None)[s.size - keep(s.size)]
+        return jp.tree.map_masked(
+            lambda m, s: m if m is None else m & (s >= least(s)), masks, found
+        )
+
+    tx = gradual.prune(make(name), 0.5, gradual.cubic(0, 4, 2), choose=top)
+    check_gradual(tx, name, 62 if name == 'lookahead' else 31)
+
+
+@pytest.mark.parametrize('name', unless_few(OPTIMIZERS, pytest.mark.exhaustive))
 def test_gradual_pruning_holds_its_masks(name):
+    middle = round((108 if name == 'lookahead' else 54) * (1 - 0.5 * 7 / 8))
+    check_gradual(gradual.prune(make(name), 0.5, gradual.cubic(0, 4, 2)), name, middle)
+
+
+def check_gradual(tx, name, middle):
     params = weights(name)
     total = 108 if name == 'lookahead' else 54
-    tx = gradual.prune(make(name), 0.5, gradual.cubic(0, 4, 2))
     state = tx.init(params)
     step, counts = compiled(tx, name), []
     for seed in range(5):
@@ -191,7 +229,7 @@ def test_gradual_pruning_holds_its_masks(name):
         check(jp.get_masks(state), params, before, still=True)
         counts.append(sum(int(m.sum()) for m, _ in pairs(jp.get_masks(state), params)))
     assert counts[0] == counts[1] == total
-    assert counts[2] == counts[3] == round(total * (1 - 0.5 * 7 / 8))
+    assert counts[2] == counts[3] == middle
     assert counts[4] == total // 2
 
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 import reference
 import reference_gradual as truth
+from compiling import hasty
 
 import jaxprune as jp
 from jaxprune import gradual, masks, patterns, scores
@@ -25,7 +26,7 @@ ONLY_A = {'where': lambda path, leaf: path == 'a'}
 
 
 def progress_at(schedule, step):
-    return float(jax.jit(schedule.progress)(jnp.int32(step)))
+    return float(hasty(schedule.progress)(jnp.int32(step)))
 
 
 def due_steps(schedule, steps):
@@ -63,7 +64,7 @@ def test_cubic_rises_and_lands_exactly():
 
 def test_counts_are_exact_on_the_way():
     leaf, n, keep = jnp.arange(1000.0), 1000, 37
-    count = jax.jit(lambda p: masks.global_top(leaf, keep / n, progress=p).sum())
+    count = hasty(lambda p: masks.global_top(leaf, keep / n, progress=p).sum())
     shares = [0.0, 1.0, 0.5 / 963, 1.5 / 963, *np.random.RandomState(0).uniform(size=50)]
     for p in np.float32(shares):
         assert int(count(p)) == truth.kept(n, keep, p)
@@ -209,7 +210,7 @@ def test_sums_of_scores_are_wide():
     def step(state, _):
         return tx.update(grads, state, params)[1], None
 
-    state, _ = jax.jit(lambda s: jax.lax.scan(step, s, length=1000))(tx.init(params))
+    state, _ = hasty(lambda s: jax.lax.scan(step, s, length=1000))(tx.init(params))
     assert state.memory['w'].dtype == jnp.float32
     np.testing.assert_array_equal(state.memory['w'], 500.0)
 

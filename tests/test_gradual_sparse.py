@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import reference_gradual as truth
+from compiling import hasty
 
 import jaxprune as jp
 from jaxprune import gradual, patterns, scores
@@ -167,7 +168,7 @@ def test_set_draws_evenly():
         weights = {'w': jnp.where(masks, 1.0, 0.0)}  # equal: the first ten always stay
         return (weights, state), masks
 
-    _, masks = jax.jit(lambda c: jax.lax.scan(step, c, length=steps))((start, state))
+    _, masks = hasty(lambda c: jax.lax.scan(step, c, length=steps))((start, state))
     masks = np.asarray(masks).reshape(steps, 100)
     grown = np.zeros(100, int)
     candidates = np.zeros(100, int)
@@ -240,7 +241,7 @@ def test_a_donated_state_leaves_the_key(legacy):
     key = jax.random.PRNGKey(5) if legacy else jax.random.key(5)
     tx = SET(cases.INNER, 0.4, key)
     params, state = gradual.start(tx, jax.tree.map(jnp.array, cases.dyadic(0)))
-    step = jax.jit(cases.stepper(tx), donate_argnums=(0, 1))
+    step = hasty(cases.stepper(tx), donate_argnums=(0, 1))
     for g in cases.gradients(2):
         params, state = step(params, state, g)
     tx.init(params)
@@ -291,9 +292,22 @@ def test_errors_come_at_init(name, density, options, message):
 def test_a_pattern_that_lets_nothing_go_is_an_error(method):
     tx = method(cases.INNER, 0.5, KEY, pattern=patterns.n_of_m(2, 4))
     with pytest.raises(
-        ValueError, match=r"fraction of 0\.3 dropped, .* leaf 'a', fewer than the 24"
+        ValueError,
+        match=r"drop a fraction of 0\.3 and regrow .* take gradual\.prune .* leaf 'a', fewer than",
     ):
         tx.init(cases.dyadic(0))
+
+
+@pytest.mark.parametrize('method', [SET, RIGL])
+def test_a_traced_density_is_an_error(method):
+    params = cases.dyadic(0)
+    make = lambda density: method(cases.INNER, density, KEY)
+    tx = optax.inject_hyperparams(make)(density=0.5)
+    with pytest.raises(ValueError, match=r'give it as a Python number; .* static_args'):
+        hasty(tx.update)(params, tx.init(params), params)
+    tx = optax.inject_hyperparams(make, static_args=('density',))(density=0.5)
+    _, state = hasty(tx.update)(params, tx.init(params), params)
+    assert jp.masks.density(jp.get_masks(state)) == 0.5
 
 
 def test_update_needs_params():

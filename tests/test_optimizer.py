@@ -184,6 +184,12 @@ def test_update_without_params_is_an_error():
         tx.update(jnp.ones((2, 2)), state)
 
 
+@pytest.mark.parametrize('inner', [1e-3, optax.sgd, None])
+def test_what_is_wrapped_must_be_an_optimizer(inner):
+    with pytest.raises(ValueError, match=r'expected an optax optimizer to wrap, .* optax\.sgd'):
+        jp.pruned(inner)
+
+
 def test_masks_unlike_the_parameters_are_an_error():
     masks = {'kernel': jnp.ones((3, 2), bool), 'bias': None}
     tx = jp.pruned(optax.sgd(0.1), masks)
@@ -196,7 +202,9 @@ def test_masks_unlike_the_parameters_are_an_error():
     [
         ({'a': jnp.ones((2, 3), bool), 'b': None}, r"shape \(2, 3\) at 'a'"),
         ({'a': None, 'b': None}, "masks are None at 'a', where the state has bool"),
-        ({'a': jnp.ones((2, 2)), 'b': None}, "masks are float32 at 'a', where the state has bool"),
+        ({'a': jnp.ones((2, 2)), 'b': None}, "masks are float32 at 'a', expected bool: compare"),
+        ({'a': jnp.ones((2, 2)), 'b': jnp.ones(2)}, "masks are float32 at 'a', expected bool"),
+        ({'a': jnp.ones((2, 2), bool), 'b': jnp.ones(2, bool)}, r"shape \(2,\) at 'b' .* None"),
         ({'a': jnp.ones((2, 2), bool)}, "masks have no leaf 'b'"),
     ],
 )

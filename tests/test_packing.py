@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import serialization
+from orbax import checkpoint
 
 import jaxprune as jp
 from jaxprune import masks, packing
@@ -54,6 +56,21 @@ def test_packed_masks_are_taken_wherever_masks_are():
     same(jp.get_masks(jp.set_masks(state, packed)), plain)
     point = jp.Point(params, state)
     same(jp.rewind.put_masks(point, packed).params, masks.apply(params, plain))
+
+
+def test_checkpoints_hold_packed_masks(tmp_path):
+    params = {'a': jax.random.normal(jax.random.key(0), (12, 6)), 'b': jnp.ones(6)}
+    tx = jp.pruned(optax.adam(0.1), packed=True)
+    state = jp.set_masks(tx.init(params), masks.global_top(jp.scores.magnitude(params), 0.5))
+    as_bytes = serialization.to_bytes(state)
+    with checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / 'state', state)
+        checkpointer.wait_until_finished()
+        by_orbax = checkpointer.restore(tmp_path / 'state', tx.init(params))
+    for restored in (by_orbax, serialization.from_bytes(tx.init(params), as_bytes)):
+        assert jax.tree.structure(restored) == jax.tree.structure(state)
+        jax.tree.map(np.testing.assert_array_equal, restored, state)
+        assert jp.masks.density(jp.get_masks(restored)) == 0.5
 
 
 @pytest.mark.parametrize('shape', [(16, 4), (4, 16), (3, 3, 5, 16)])

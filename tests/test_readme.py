@@ -22,14 +22,26 @@ def test_the_ten_lines_run(tmp_path, capsys):
     path = tmp_path / 'example.py'
     path.write_text(block('example'))
     left = runpy.run_path(str(path))
-    masks = jp.get_masks(left['state'].opt_state)
-    assert jp.masks.density(masks) == round(0.8**10 * 1664) / 1664
-    for path, mask in jp.tree.named_leaves(masks):
-        if mask is not None:
-            weights = dict(jp.tree.named_leaves(left['state'].params))[path]
-            assert ((weights != 0) == mask).all()
+    check_pruned(left['state'], 10)
     assert 'params/layers_0/kernel' in capsys.readouterr().out
     assert float(jax.jit(left['loss'])(left['state'].params)) < 2.3
+
+
+def check_pruned(state, level):
+    masks = jp.get_masks(state.opt_state)
+    assert jp.masks.density(masks) == round(0.8**level * 1664) / 1664
+    for path, mask in jp.tree.named_leaves(masks):
+        if mask is not None:
+            weights = dict(jp.tree.named_leaves(state.params))[path]
+            assert ((weights != 0) == mask).all()
+
+
+@pytest.mark.promotes
+def test_the_ten_lines_prune_before_they_train_again():
+    untrained = block('example').replace('range(300)', 'range(0)').replace('(1, 11)', '(1, 3)')
+    exec(untrained, left := {})
+    assert int(left['state'].step) == 0
+    check_pruned(left['state'], 2)
 
 
 @pytest.mark.promotes

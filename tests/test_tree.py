@@ -53,6 +53,13 @@ def test_covered_by_masks():
     assert not tree.covered_by(masks)('b', None)
 
 
+def test_paths_of_nnx_end_in_value():
+    params = nnx.state(nnx.List([nnx.Linear(4, 4, rngs=nnx.Rngs(0)) for _ in range(2)]), nnx.Param)
+    for rule in ('0/kernel/value', '0/kernel*'):
+        paths = [path for path, _ in tree.named_leaves(params) if 'kernel' in path]
+        assert tree.by_path({rule: 1.0}, paths) == {'0/kernel/value': 1.0}
+
+
 def test_nnx_state():
     state = nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param)
     found = tree.map_prunable(lambda _, leaf: leaf > 0, state)

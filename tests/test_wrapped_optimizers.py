@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import hasty
 from every_optimizer import LABELS, NO_BIAS, gradients, weights
 
 import jaxprune as jp
@@ -77,7 +78,7 @@ def test_masks_hold_and_go_round_inside(method, wrapper):
         params, state = jp.masks.apply(params, masks), jp.set_masks(state, masks)
         jax.tree.map(np.testing.assert_array_equal, jp.get_masks(state), masks)
 
-    @jax.jit
+    @hasty
     def step(params, state, seed):
         updates, state = tx.update(gradients('', params, seed), state, params)
         return optax.apply_updates(params, updates), state
@@ -189,7 +190,7 @@ def test_dtypes_mix_where_masks_change(method, gradient, weight):
     params, state = gradual.start(tx, weights(dtype=weight))
     before = jax.tree.map(lambda x: x.dtype, state)
 
-    @jax.jit
+    @hasty
     def step(params, state, seed):
         grads = jax.tree.map(lambda g: g.astype(gradient), gradients('', params, seed))
         updates, state = tx.update(grads, state, params)

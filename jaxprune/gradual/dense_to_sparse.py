@@ -1,5 +1,6 @@
 """Methods that begin dense and end sparse: gradual pruning, AC/DC, straight-through."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import masks as masks_lib
-from jaxprune import packing, scores, tree
+from jaxprune import optimizer, packing, scores, tree
 from jaxprune.gradual import schedules, wrapper
 from jaxprune.gradual.schedules import Schedule
 from jaxprune.gradual.wrapper import GradualState, Method, Now
@@ -54,14 +55,16 @@ def prune(
       An optimizer with `GradualState`.
 
     Raises:
-      ValueError: densities by path without `masks.leaf_top`; at `init`, nothing prunable, a score
-        that covers other leaves than `where`, and as `choose`, for the last masks.
+      ValueError: densities by path without `masks.leaf_top`; a score that cannot be called with
+        parameters and gradients; at `init`, nothing prunable, a score that covers other leaves than
+        `where`, and as `choose`, for the last masks.
     Source: Zhu & Gupta 2017, arXiv:1710.01878, section 3, with `cubic` and `masks.leaf_top` at one
       density; Sanh et al. 2020, arXiv:2005.07683, with `scores.movement` and `running`. Deviation:
       the latter's pruned weights do not come back.
     """
     _check_density(density, choose)
     score = score or _magnitude(where)
+    _check_score(score)
 
     def remember(now: Now) -> Any:
         if not running:
@@ -167,7 +170,7 @@ def straight_through(
       backward).
     """
     _check_density(density, choose)
-    inner = optax.with_extra_args_support(inner)
+    inner = optimizer.extended(inner)
     magnitude = _magnitude(where)
 
     def change(now: Now) -> Masks:
@@ -243,6 +246,17 @@ def _check_density(density: Density, choose: Choose) -> None:
     """Raises for densities by path that the function bound in `choose` does not take."""
     if isinstance(density, Mapping) and getattr(choose, 'func', choose) is masks_lib.global_top:
         raise ValueError('densities by path are for choose=masks.leaf_top, not masks.global_top')
+
+
+def _check_score(score: Score) -> None:
+    try:
+        inspect.signature(score).bind('params', 'grads')
+    except TypeError as error:
+        name = getattr(score, '__name__', repr(score))
+        raise ValueError(
+            f'score is called with the parameters and the gradients, but {name} does not take '
+            f'these two: write score=lambda params, grads: ..., such as {name}(params)'
+        ) from error
 
 
 def _check_covered(found: Scores, masks: Masks) -> None:

@@ -80,7 +80,8 @@ def sparse_evolution(
       schedule: when connections change: `periodic(every, begin=every)`, after each epoch in the
         paper; without `begin` they change at the first step already.
       fraction: of the kept weights that a change drops, in (0, 1).
-      pattern: what stays or goes together, for all leaves or by path.
+      pattern: what stays or goes together, for all leaves or by path; n of m above a density of
+        n / m alone, where whole groups come and go.
       where: which leaves are prunable, by path and leaf.
       packed: whether the state holds masks at one bit a weight.
 
@@ -88,7 +89,8 @@ def sparse_evolution(
       An optimizer with `GradualState`; begin with `start`, which masks the parameters.
 
     Raises:
-      ValueError: a fraction outside (0, 1); at `init`, as `masks.leaf_top`.
+      ValueError: a fraction outside (0, 1); at `init`, as `masks.leaf_top`,
+        and a pattern that lets nothing go.
     Source: Mocanu et al. 2018, arXiv:1707.04780, algorithm 1. Deviations: the moments of weights
       that return begin afresh; what was just dropped may be drawn again.
     """
@@ -138,7 +140,8 @@ def rigl(
       every: steps from one change to the next; the first is at step `every`.
       end: step from which masks no longer change.
       fraction: α of the kept weights that a change drops at first, in (0, 1).
-      pattern: what stays or goes together, for all leaves or by path.
+      pattern: what stays or goes together, for all leaves or by path; n of m above a density of
+        n / m alone, where whole groups come and go.
       where: which leaves are prunable, by path and leaf.
       packed: whether the state holds masks at one bit a weight.
 
@@ -200,9 +203,9 @@ def _random(
 ) -> Callable[[Params], Masks]:
     def first(params: Params) -> Masks:
         drawn = scores.random(params, key, where=layout.where)
+        chosen = masks_lib.leaf_top(drawn, layout.density, pattern=layout.pattern)
         if fraction is not None:
             _check_room(drawn, fraction, layout)
-        chosen = masks_lib.leaf_top(drawn, layout.density, pattern=layout.pattern)
         # inside shard_map, masks must vary between devices as later ones will
         return tree.map_masked(_vary_as, chosen, params)
 
@@ -222,10 +225,15 @@ def _check_room(drawn: Scores, fraction: float, layout: Layout) -> None:
     try:
         jax.eval_shape(trial, drawn)
     except ValueError as error:
-        raise ValueError(f'with a fraction of {fraction} dropped, {error}') from error
+        raise ValueError(
+            f'this pattern cannot drop a fraction of {fraction} and regrow as much, since the n '
+            'highest of m always stay: for n of m take gradual.prune or gradual.static; or a '
+            f'density above n / m, at which enough groups are dense ({error})'
+        ) from error
 
 
 def _budget(scored: Scores, layout: Layout) -> Budget:
+    budgets.check_untraced(layout.density)
     return budgets.apart(choose.sizes(scored), layout.density, 1.0)
 
 

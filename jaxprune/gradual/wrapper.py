@@ -75,9 +75,9 @@ def change_masks(
       An optimizer with `GradualState`; `start` puts its first masks onto the parameters.
 
     Raises:
-      ValueError: at `init`, nothing prunable; at `update`, no `params`.
+      ValueError: `inner` is no optimizer; at `init`, nothing prunable; at `update`, no `params`.
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = optimizer.extended(inner)
     wrapped = optimizer.pruned(inner)
 
     def init(params: Params) -> GradualState:
