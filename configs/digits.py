@@ -25,9 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
         'dataset'  # by mean and deviation of the training part, 'per_image' or 'none'
     )
     c.data.augment = False  # random crops (padding 4) and flips
-    c.data.streaming = False  # whether batches come from the disk, as ImageNet's must
-    c.data.image_size = 0  # pixels a side that streamed images are cropped to
-    c.data.test_split = 'test'  # TFDS split that is reported and never chosen by
 
     c.model = ml_collections.ConfigDict()
     c.model.name = 'lenet300'  # a name in train/models

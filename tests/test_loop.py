@@ -9,11 +9,10 @@ import ml_collections
 import numpy as np
 import pytest
 import safetensors.numpy
-import tensorflow_datasets as tfds
 import test_readme
 
 import jaxprune as jp
-from configs import cifar10_resnet20, digits
+from configs import digits
 from train import data, loop, models, progress, results, workdirs
 from train import step as step_lib
 from train.errors import BadInput, Diverged
@@ -186,24 +185,6 @@ def test_replicates_differ_and_share_nothing(prepared, tmp_path):
     a, b = (w['params']['Dense_0']['kernel'] for w in weights)
     assert (a != b).mean() > 0.9
     assert [row['replicate'] for row in rows_of(tmp_path / 'run')] == ['0', '1', '0', '1']
-
-
-@pytest.mark.slow
-def test_cifar10_resnet20_runs_on_mock_data(tmp_path):
-    config = cifar10_resnet20.get_config()
-    config.update_from_flattened_dict(
-        {
-            'replicates': 1,
-            'data.validation_examples': 16,
-            'train.steps': 2,
-            'train.batch_size': 8,
-            'prune.levels': 1,
-            'retrain.techniques': ('lr_rewind',),
-        }
-    )
-    with tfds.testing.mock_data(num_examples=32):
-        loop.run(config, tmp_path / 'run')
-    assert [row['level'] for row in rows_of(tmp_path / 'run')] == ['0', '1']
 
 
 def test_a_diverged_run_stops_at_once(prepared, tmp_path):

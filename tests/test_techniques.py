@@ -6,7 +6,7 @@ import pytest
 from test_loop import rows_of, tiny
 
 import jaxprune as jp
-from train import checkpoint, loop, networks, results
+from train import checkpoint, loop, networks, report, results
 from train.timeline import locate
 
 pytestmark = pytest.mark.promotes  # optax and flax do
@@ -14,6 +14,14 @@ pytestmark = pytest.mark.promotes  # optax and flax do
 OWN_RATES = {'fine_tune': 40, 'slr': 60, 'clr': 80, 'llr': 100, 'allr': 100}
 CONTROLS = ('random_masks', 'shuffled_masks', 'reinit')
 TECHNIQUES = ('lr_rewind', 'weight_rewind', *OWN_RATES, *CONTROLS)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def unreported():
+    """Reports have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, 'write', lambda *_: None)
+        yield
 
 
 def captured(config, workdir, patch):
@@ -41,7 +49,7 @@ def captured(config, workdir, patch):
 
 
 @pytest.fixture(scope='module')
-def watched(tmp_path_factory):
+def watched(tmp_path_factory, unreported):
     folder = tmp_path_factory.mktemp('techniques')
     config = tiny(folder, model__name='convnet', prune__levels=1, retrain__techniques=TECHNIQUES)
     with pytest.MonkeyPatch.context() as patch:
@@ -226,6 +234,15 @@ def test_a_small_dense_network_has_no_more_parameters(tmp_path):
     variables, _, about = results.read_model(path)
     assert about['width'] < 1
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == int(small[-1]['kept'])
+
+
+def test_a_level_that_empties_a_layer_ends_the_run_with_what_to_do(tmp_path):
+    config = tiny(tmp_path, prune__densities=(0.0002,), retrain__techniques=('lr_rewind',))
+    with pytest.raises(
+        loop.BadInput, match=r'lr_rewind level 1, replicate 0, .*config.prune.floor'
+    ):
+        loop.run(config, tmp_path / 'run')
+    assert [row['technique'] for row in rows_of(tmp_path / 'run')] == ['dense']
 
 
 def test_the_width_of_a_small_network_by_hand():

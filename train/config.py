@@ -15,7 +15,7 @@ CONTROLS = ('random_masks', 'shuffled_masks', 'reinit', 'small_dense')
 
 _CHOICES: dict[str, Sequence[str]] = {
     'replicate_by': ('vmap', 'map'),
-    'data.normalize': ('dataset', 'per_image', 'imagenet', 'none'),
+    'data.normalize': ('dataset', 'per_image', 'none'),
     'model.dtype': ('float32', 'bfloat16'),
     'optimizer.name': ('sgd', 'adam', 'adamw'),
     'prune.mode': ('iterative', 'oneshot'),

@@ -181,14 +181,20 @@ def rounds_of(run: Run, segment: Segment) -> Callable[[jp.Point, jax.Array, int]
     drawn = functools.cache(lambda: trainer.init(fold_in(segment_keys(run, segment), 2)))
 
     def begin_one(point: jp.Point, key: jax.Array, number: int) -> jp.Point:
-        masks = techniques.prune(
-            point,
-            technique,
-            segment.density,
-            config=run.config,
-            score=lambda point: trainer.score(point, run.dataset.train, key),
-            key=key,
-        )
+        try:
+            masks = techniques.prune(
+                point,
+                technique,
+                segment.density,
+                config=run.config,
+                score=lambda point: trainer.score(point, run.dataset.train, key),
+                key=key,
+            )
+        except ValueError as error:
+            raise BadInput(
+                f'{segment}, replicate {number}, cannot be pruned: {error}. In a config, '
+                'config.prune.floor keeps a share of each layer; what was trained is kept'
+            ) from error
         retrain = techniques.retrain(
             technique,
             run.config,

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from train import data, stream
+from train import data
 from train.rates import rates
 
 Batch: TypeAlias = tuple[jax.Array, jax.Array]
@@ -102,9 +102,6 @@ def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation
 
 def normalization(config: ml_collections.ConfigDict, part: data.Split) -> dict[str, Any]:
     """Measures how the input is normalised: by moments a channel, `per_image`, or not (`none`)."""
-    if config.data.normalize == 'imagenet':
-        own = {'mean': list(stream.IMAGENET_MEAN), 'std': list(stream.IMAGENET_STD)}
-        return {'normalize': 'dataset', **own}
     if config.data.normalize != 'dataset':
         return {'normalize': config.data.normalize}
     mean, std = data.channel_moments(np.asarray(part.inputs))
