@@ -35,7 +35,8 @@ def prepare(replicates, by):
     networks, dataset = loop.prepare(config)
     keys = jax.random.split(jax.random.key(0), replicates)
     points = networks.full.init(keys)
-    cut = lambda point: jp.rounds.begin(point, 0.1, jp.rounds.lr_rewind())
+    prune = lambda point, density: jp.masks.leaf_top(jp.scores.magnitude(point.params), density)
+    cut = lambda point: jp.rounds.begin(point, 0.1, jp.rounds.lr_rewind(), prune=prune)
     points = jax.tree.map(
         lambda *x: jnp.stack(x), *[cut(loop.replicate(points, r)) for r in range(replicates)]
     )

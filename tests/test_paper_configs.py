@@ -8,15 +8,15 @@ from test_loop import rows_of
 
 from train import loop, report
 
-pytestmark = [pytest.mark.promotes, pytest.mark.slow]  # optax and flax do
+pytestmark = pytest.mark.promotes  # optax and flax do
 
 
 @pytest.mark.parametrize(
     'name',
     [
-        'cifar10_resnet20',
-        'cifar10_resnet56',
-        'cifar10_resnet56_filters',
+        pytest.param('cifar10_resnet20', marks=pytest.mark.slow),
+        pytest.param('cifar10_resnet56', marks=pytest.mark.exhaustive),
+        pytest.param('cifar10_resnet56_filters', marks=pytest.mark.exhaustive),
         pytest.param('cifar10_resnet110', marks=pytest.mark.exhaustive),
         pytest.param('cifar10_resnet110_filters', marks=pytest.mark.exhaustive),
     ],
