@@ -256,21 +256,33 @@ def marked(case):
     return pytest.param(*case, marks=mark)
 
 
+# Of those that share their code with another, the ones that stand for it: in bfloat16, packed, in a
+# scan. Every score, and what is neither a choice nor a wrapper, stands for itself.
+OF_PATTERNS = {'pattern blocks', 'pattern by path'}
+OF_METHODS = {'prune', 'prune by leaf, running', 'straight_through', 'rigl'}
+OF_PACKED = {'prune packed', 'straight_through packed', 'rigl packed'}
+IN_SCAN = SCORES.keys() | OTHERS.keys() | {'global_top', 'leaf_top'}
+
+
 def called(dtype, function):
     """The calls that CI makes, one for each way through the code."""
     rows, columns = 'sharded rows, jit', 'sharded columns, jit'
-    if function.endswith(' packed'):  # the masks in the state alone differ
-        calls = {rows}
-    elif dtype == 'bfloat16':  # fewer passes find the threshold, also of replicates
+    pattern = function.startswith('pattern ')
+    if dtype == 'bfloat16':  # fewer passes find the threshold, also of replicates
         calls = {rows, 'vmap'} if function in {'global_top', 'leaf_top'} else {rows}
+        stands = not (function in WRAPPERS or pattern) or function in OF_PATTERNS | OF_METHODS
+        return calls if stands else set()
+    if function.endswith(' packed'):  # the masks in the state alone differ
+        calls = {rows} if function in OF_PACKED else set()
     elif function in WRAPPERS:  # `trained` scans; pmap is a shard_map, and so by QUICK alone
         calls = {'vmap', 'shard_map', rows}
         calls |= {columns} if function in {'prune by leaf, running', 'rigl'} else set()
     else:
-        calls = {'scan', 'vmap', 'shard_map', rows, columns}
+        calls = {'vmap', 'shard_map', rows, columns}
+        calls |= {'scan'} if function in IN_SCAN else set()
         # tests/test_patterns.py calls each pattern eagerly
-        calls |= set() if function.startswith('pattern ') else {'eager'}
-    return calls | {'pmap'} if function in QUICK and dtype == 'float32' else calls
+        calls |= set() if pattern else {'eager'}
+    return calls | {'pmap'} if function in QUICK else calls
 
 
 @pytest.fixture(autouse=True)
