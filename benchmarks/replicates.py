@@ -4,7 +4,7 @@ LeNet-300-100 on digits, batch 64, SGD with momentum, masks at a tenth of the we
 
 python -m benchmarks.replicates
 
-The comparison with PyTorch needs the extra `benchmark` and is left out without it.
+The comparison with PyTorch needs the extra `benchmark`, and is left out without it.
 """
 
 import importlib.util

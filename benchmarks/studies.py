@@ -28,6 +28,8 @@ HEADER = """# Results
 What the embedded studies found: networks and data that run on any machine, with no download. This
 page is written by the command below from finished runs, and each full report, with every table, by
 the trainer. The numbers are small-scale: they say how the techniques compare here, and no more.
+A network of level k has trained through k rounds after the dense training; what that cost, in
+epochs, is in each report, and a network can end above the dense one for that reason alone.
 
 ```bash
 python -m benchmarks.studies {directories}
