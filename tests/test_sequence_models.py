@@ -163,7 +163,7 @@ def test_the_transformer_knows_positions():
 def test_a_width_scales_every_hidden_width(name):
     whole, half = _params(name), _params(name, width=0.5)
     assert whole.keys() == half.keys()
-    ends = {10, 97, 1, 3, 5, 8, 40, 64 * (name == 'lenet300')}  # classes, inputs, kernel sizes
+    ends = {10, 97, 1, 3, 5, 7, 8, 40, 64 * (name == 'lenet300')}  # classes, inputs, kernel sizes
     for path, leaf in whole.items():
         for units, scaled in zip(leaf.shape, half[path].shape, strict=True):
             assert scaled in (units // 2, round(units / 2)) or (units == scaled and units in ends)
