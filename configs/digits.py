@@ -2,8 +2,8 @@
 
 python -m train.main --config=configs/digits.py --workdir=runs/digits
 
-Two x86-64 cores, about 22 s. Test accuracy, seed 0: dense 98.06 %; at 1.15 % of the weights
-lr_rewind 98.06 %, fine_tune 95.00 %; at 4.40 %, 98.61 % and 97.22 %. Three replicates: README.
+Two x86-64 cores, 18 to 40 s. Test accuracy, seed 0, at 1.15 % of the weights: lr_rewind 97.78 %,
+fine_tune 95.00 %. Three replicates: README.
 """
 
 import ml_collections
