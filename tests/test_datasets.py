@@ -33,7 +33,7 @@ def few_characters():
     """Prepares a fifth of the text, for speed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stdlib_text, '_CHARACTERS', 400_000)
-        yield stdlib_text.choose(stdlib_text.library(), 400_000)
+        yield stdlib_text.choose(stdlib_text.standard_library(), 400_000)
 
 
 @pytest.fixture(scope='module')
@@ -107,7 +107,7 @@ def test_text_is_that_of_the_files_of_a_split(text, few_characters):
 
 
 def test_the_splits_share_no_file_and_have_their_shares():
-    texts = stdlib_text.choose(stdlib_text.library(), 2_000_000)
+    texts = stdlib_text.choose(stdlib_text.standard_library(), 2_000_000)
     sizes = dict.fromkeys(('train', 'validation', 'test'), 0)
     for path, content in texts.items():
         sizes[stdlib_text.split_of(path)] += len(content)

@@ -75,7 +75,7 @@ class StdlibText(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager
-        texts = choose(library(), _CHARACTERS)
+        texts = choose(standard_library(), _CHARACTERS)
         return {
             split: self._generate_examples(
                 [t for path, t in texts.items() if split_of(path) == split]
@@ -92,7 +92,7 @@ class StdlibText(tfds.core.GeneratorBasedBuilder):
                 number += 1
 
 
-def library() -> Path:
+def standard_library() -> Path:
     """Finds the directory of this Python's standard library."""
     return Path(sysconfig.get_path('stdlib'))
 

@@ -8,26 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from train import results
 from train.errors import BadInput
 from train.report.names import DENSE, FROM_SCRATCH
 
 _SHARES = ('val_accuracy', 'test_accuracy', 'pruned_val_accuracy', 'pruned_test_accuracy')
 _PRUNED = ('pruned_val_accuracy', 'pruned_test_accuracy')
-RESULTS = (
-    'replicate',
-    'technique',
-    'level',
-    'density',
-    'compression',
-    'kept',
-    'train_steps',
-    *_PRUNED,
-    'val_accuracy',
-    'test_accuracy',
-    'val_bits',
-    'test_bits',
-)
-LAYERS = ('replicate', 'technique', 'level', 'path', 'shape', 'parameters', 'prunable', 'kept')
+RESULTS, LAYERS = results.COLUMNS, results.LAYER_COLUMNS
 TIMINGS = ('technique', 'level', 'seconds')
 _WORDS = ('technique', 'path', 'shape')
 
