@@ -32,7 +32,7 @@ def prepare(replicates, by):
     config = digits.get_config()
     config.replicates, config.replicate_by = replicates, by
     config.train.steps_per_dispatch = STEPS
-    networks, dataset = loop.prepare(config)
+    networks, pipeline = loop.prepare(config)
     keys = jax.random.split(jax.random.key(0), replicates)
     points = networks.full.init(keys)
     prune = lambda point, density: jp.masks.leaf_top(jp.scores.magnitude(point.params), density)
@@ -41,30 +41,30 @@ def prepare(replicates, by):
         lambda *x: jnp.stack(x), *[cut(loop.replicate(points, r)) for r in range(replicates)]
     )
     state = jax.device_put(TrainState(points, jnp.int32(0), keys), networks.full.shardings)
-    return networks.full, dataset, state
+    return networks.full, pipeline.sample(), state
 
 
-def runner(trainer, dataset, state):
+def runner(trainer, part, state):
     """Trains from the same state each time."""
-    return lambda: trainer.train(jax.tree.map(jnp.copy, state), dataset.train)
+    return lambda: trainer.train(jax.tree.map(jnp.copy, state), part)
 
 
 def compiled(replicates, by):
     """Compiles the training anew; returns it, and the seconds that took."""
-    trainer, dataset, state = prepare(replicates, by)
-    lowered = trainer.train.lower(state, dataset.train)
+    trainer, part, state = prepare(replicates, by)
+    lowered = trainer.train.lower(state, part)
     began = time.perf_counter()
     program = lowered.compile()
     return program, time.perf_counter() - began
 
 
-def torch_loop(dataset):
+def torch_loop(part):
     """Makes the same training in PyTorch: data in memory, masks after each step."""
     import torch
 
-    inputs = torch.tensor(np.asarray(dataset.train.inputs), dtype=torch.float32).flatten(1)
+    inputs = torch.tensor(np.asarray(part.inputs), dtype=torch.float32).flatten(1)
     inputs = (inputs - inputs.mean()) / inputs.std()
-    labels = torch.tensor(np.asarray(dataset.train.labels), dtype=torch.int64)
+    labels = torch.tensor(np.asarray(part.labels), dtype=torch.int64)
     torch.manual_seed(0)
     sizes = (64, 300, 100, 10)
     parts = []

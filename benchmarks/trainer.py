@@ -7,6 +7,7 @@ python -m benchmarks.trainer
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from benchmarks import timing
@@ -15,16 +16,16 @@ from train import data, loop, models, rates
 from train.trainer import TrainState
 
 
-def dense_loop(config, dataset, steps):
+def dense_loop(config, pipeline, steps):
     """Trains without masks, checkpoints or rounds: what one would write by hand."""
-    model = models.build(config.model.name, num_classes=dataset.num_classes)
-    mean, std = data.channel_moments(jax.device_get(dataset.train.inputs))
+    model = models.build(config.model.name, num_classes=pipeline.num_classes)
+    mean, std = (np.float32(pipeline.normalization[name]) for name in ('mean', 'std'))
     c = config.optimizer
     tx = optax.chain(
         optax.add_decayed_weights(c.weight_decay),
         optax.sgd(rates.dense_schedule(config), momentum=c.momentum),
     )
-    images, labels = dataset.train
+    images, labels = pipeline.sample()
     batch, examples = config.train.batch_size, len(labels)
 
     def loss(params, x, y):
@@ -57,16 +58,16 @@ def dense_loop(config, dataset, steps):
 
 def main():
     config = digits.get_config()
-    networks, dataset = loop.prepare(config)
+    networks, pipeline = loop.prepare(config)
     trainer, keys = networks.full, jax.random.split(jax.random.key(0), 1)
     point, steps = trainer.init(keys), config.train.steps_per_dispatch
 
     def ours():
         copy = jax.tree.map(jnp.copy, TrainState(point, jnp.int32(0), keys))  # it is donated
-        return trainer.train(jax.device_put(copy, trainer.shardings), dataset.train)
+        return trainer.train(jax.device_put(copy, trainer.shardings), pipeline.sample())
 
     seconds = timing.interleave(
-        {'dense loop by hand': dense_loop(config, dataset, steps), 'trainer, masks and all': ours},
+        {'dense loop by hand': dense_loop(config, pipeline, steps), 'trainer, masks and all': ours},
         turns=30,
     )
     print(timing.table(seconds, reference='dense loop by hand'))

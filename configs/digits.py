@@ -21,10 +21,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.directory = ''  # where TFDS keeps prepared data; empty: where TFDS_DATA_DIR says
     c.data.validation_examples = 237  # held out of the train split, never of test
     c.data.split_seed = 0  # of what is held out, the same for seeds that are to be compared
-    c.data.normalize = (
-        'dataset'  # by mean and deviation of the training part, 'per_image' or 'none'
-    )
+    c.data.test_split = 'test'  # the TFDS split that is tested on, 'validation' of ImageNet
+    c.data.normalize = 'dataset'  # by its moments or 'imagenet', 'per_image' or 'none'
     c.data.augment = False  # random crops (padding 4) and flips
+    c.data.streaming = False  # read, cropped and flipped while training, not held in memory
+    c.data.image_size = 224  # of a stream's crops
+    c.data.workers = 0  # processes that decode a stream; 0: threads
 
     c.model = ml_collections.ConfigDict()
     c.model.name = 'lenet300'  # a name in train/models

@@ -9,7 +9,7 @@ import tempfile
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')
     + ' --xla_force_host_platform_device_count=8'
-    + ' --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true'
+    + ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
 # The workers, and the runs that tests start, share what they compile; each session starts afresh.
 if 'PYTEST_XDIST_WORKER' not in os.environ:

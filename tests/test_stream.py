@@ -139,10 +139,10 @@ def test_half_of_the_images_are_mirrored():
 
 def test_evaluation_resizes_the_shorter_side_and_crops_the_centre():
     pixels = smooth(0, 320, 256)
-    ((images, labels, valid),) = evaluate([{'image': pixels, 'label': 5}], image_size=224)
+    ((images, labels),) = evaluate([{'image': pixels, 'label': 5}], image_size=224)
     expected = pixels[16:240, 48:272]  # the shorter side is 256 already
     assert np.abs(images[0].astype(int) - expected).max() <= 1
-    assert labels.tolist() == [5, 0, 0, 0, 0, 0] and valid.tolist() == [True] + [False] * 5
+    assert labels.tolist() == [5, -1, -1, -1, -1, -1]
 
 
 def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
@@ -160,7 +160,7 @@ def test_images_of_other_modes_become_rgb(mode):
     buffer = io.BytesIO()
     image = Image.new('RGB', (30, 30), (200, 200, 200)).convert(mode)
     image.save(buffer, 'JPEG' if mode in ('L', 'CMYK') else 'PNG')
-    images, _, _ = evaluate([{'image': buffer.getvalue(), 'label': 0}], batch_size=1)[0]
+    images, _ = evaluate([{'image': buffer.getvalue(), 'label': 0}], batch_size=1)[0]
     assert images.shape == (1, SIZE, SIZE, 3) and np.abs(images.astype(int) - 200).max() <= 3
 
 
@@ -176,46 +176,15 @@ def test_evaluation_counts_every_example_once_and_in_order(batch_size, shards):
         for i in range(shards)
     ]
     for batches in zip(*parts, strict=True):
-        for images, labels, valid in batches:
-            assert len(images) == len(labels) == len(valid) == batch_size // shards
-            assert not images[~valid].any() and not labels[~valid].any()
-            seen += labels[valid].tolist()
+        for images, labels in batches:
+            assert len(images) == len(labels) == batch_size // shards
+            assert not images[labels < 0].any()
+            seen += labels[labels >= 0].tolist()
     assert len(parts[0]) == -(-22 // batch_size)
     assert sorted(seen) == list(range(22)) and (shards > 1 or seen == sorted(seen))
 
 
 # -- sources
-
-
-class Photographs(tfds.core.GeneratorBasedBuilder):
-    """JPEGs of several sizes, as ImageNet has them."""
-
-    VERSION = tfds.core.Version('1.0.0')
-
-    def _info(self):
-        features = {
-            'image': tfds.features.Image(encoding_format='jpeg'),
-            'label': tfds.features.ClassLabel(num_classes=11),
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-        return {split: self._generate_examples() for split in ('train', 'validation')}
-
-    def _generate_examples(self):
-        for i, example in enumerate(SOURCE):
-            yield i, example | {'image': io.BytesIO(example['image'])}
-
-
-@pytest.mark.slow
-def test_prepared_images_stay_encoded_until_they_are_read(tmp_path):
-    builder = tfds.builder('photographs', data_dir=tmp_path)
-    builder.download_and_prepare(file_format='array_record')
-    builder = tfds.builder('photographs', data_dir=tmp_path)
-    source, validation = stream.encoded(builder, ['train', 'validation'])
-    assert {x['image'] for x in source} == {x['image'] for x in SOURCE}
-    assert len(validation) == 22
-    same(train(source, steps=2, workers=1), train(source, steps=2))
 
 
 def test_mocked_data_stream_without_tensorflow():
@@ -231,7 +200,7 @@ def test_hold_out_divides_as_data_in_memory_are_divided():
     expected = data.hold_out(data.Split(arrays, arrays), 7, seed=5)
     for part, split in zip((kept, held), expected, strict=True):
         assert [part[i]['label'] for i in range(len(part))] == split.labels.tolist()
-    assert sum(valid.sum() for _, _, valid in evaluate(held)) == 7
+    assert sum((labels >= 0).sum() for _, labels in evaluate(held)) == 7
 
 
 # -- errors

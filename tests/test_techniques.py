@@ -172,18 +172,18 @@ def test_rewound_to_step_0_under_masks_of_ones_the_dense_steps_come_again(tmp_pa
         retrain__reshuffle=False,
         replicates=2,
     )
-    made, dataset = loop.prepare(config)
+    made, pipeline = loop.prepare(config)
     segments = loop.lay_out(config)
-    run = loop.Run(config, tmp_path, segments, made, dataset, None, None, lambda: None)
+    run = loop.Run(config, tmp_path, segments, made, pipeline, None, None, lambda: None)
     dense = loop.begin(run, segments[0])
     trainer = made.full
     copy = lambda state: jax.tree.map(jax.numpy.copy, state)
-    first, losses = trainer.train(copy(dense), dataset.train)
+    first, losses = trainer.train(copy(dense), pipeline.sample())
     stored = loop.restore_rewind_step(run)
     ones = jax.tree.map(jax.numpy.ones_like, jp.get_masks(stored.opt_state))
     ticket = jp.rewind.put_masks(stored, ones)
     state = dense._replace(point=jax.device_put(ticket, trainer.shardings.point))
-    again, same = trainer.train(copy(state), dataset.train)
+    again, same = trainer.train(copy(state), pipeline.sample())
     assert_same(same, losses)
     assert_same(again.point, first.point)
 
@@ -277,14 +277,14 @@ def test_replicates_together_are_those_trained_alone(tmp_path, by):
 
 def test_replicates_lie_over_the_devices_where_they_divide_evenly(tmp_path):
     config = tiny(tmp_path, replicates=8, prune__levels=1, retrain__techniques=('lr_rewind',))
-    made, dataset = loop.prepare(config)
+    made, pipeline = loop.prepare(config)
     segments = loop.lay_out(config)
-    run = loop.Run(config, tmp_path, segments, made, dataset, None, None, lambda: None)
-    state, losses = made.full.train(loop.begin(run, segments[0]), dataset.train)
+    run = loop.Run(config, tmp_path, segments, made, pipeline, None, None, lambda: None)
+    state, losses = made.full.train(loop.begin(run, segments[0]), pipeline.sample())
     kernel = state.point.params['Dense_0']['kernel']
     assert len(kernel.sharding.device_set) == 8
     assert kernel.addressable_shards[0].data.shape[0] == 1
-    text = made.full.train.lower(state, dataset.train).compile().as_text()
+    text = made.full.train.lower(state, pipeline.sample()).compile().as_text()
     assert 'all-reduce' not in text
     assert 'all-gather' not in text
     assert losses.shape == (8, 10)

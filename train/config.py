@@ -15,7 +15,7 @@ CONTROLS = ('random_masks', 'shuffled_masks', 'reinit', 'small_dense')
 
 _CHOICES: dict[str, Sequence[str]] = {
     'replicate_by': ('vmap', 'map'),
-    'data.normalize': ('dataset', 'per_image', 'none'),
+    'data.normalize': ('dataset', 'imagenet', 'per_image', 'none'),
     'model.dtype': ('float32', 'bfloat16'),
     'optimizer.name': ('sgd', 'adam', 'adamw'),
     'prune.mode': ('iterative', 'oneshot'),
@@ -35,6 +35,7 @@ _CHOICES: dict[str, Sequence[str]] = {
 _AT_LEAST_ONE = (
     'replicates',
     'data.validation_examples',
+    'data.image_size',
     'train.steps',
     'train.batch_size',
     'train.steps_per_dispatch',
@@ -69,6 +70,7 @@ def _check(config: ml_collections.ConfigDict, devices: int) -> None:
     for name in _AT_LEAST_ONE:
         if _field(config, name) < 1:
             raise _bad(name, _field(config, name), 'at least 1')
+    _check_data(config)
     _check_prune(config)
     _check_training(config)
     _check_techniques(config)
@@ -90,6 +92,22 @@ def difference(before: str, after: str) -> list[str]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name, 'absent') != new.get(name, 'absent')
     ]
+
+
+def _check_data(config: ml_collections.ConfigDict) -> None:
+    c = config.data
+    if c.workers < 0:
+        raise _bad('data.workers', c.workers, 'at least 0')
+    if not c.streaming:
+        return
+    if config.replicates > 1:
+        expected = '1 where data.streaming: a run for each seed, and one report over them'
+        raise _bad('replicates', config.replicates, expected)
+    if c.augment:
+        raise _bad('data.augment', c.augment, 'False where data.streaming, which crops by itself')
+    if c.normalize == 'dataset':
+        expected = "another where data.streaming: 'imagenet' takes the moments of ImageNet"
+        raise _bad('data.normalize', c.normalize, expected)
 
 
 def _check_training(config: ml_collections.ConfigDict) -> None:

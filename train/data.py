@@ -42,7 +42,14 @@ class Dataset(NamedTuple):
     num_classes: int
 
 
-def load(name: str, *, directory: str | None, validation_examples: int, seed: int) -> Dataset:
+def load(
+    name: str,
+    *,
+    directory: str | None,
+    validation_examples: int,
+    seed: int,
+    test_split: str = 'test',
+) -> Dataset:
     """Loads a data set of labelled examples into memory, without TensorFlow and without a network.
 
     Nothing is ever downloaded. The builders of `train.datasets` need no download and are prepared
@@ -60,30 +67,91 @@ def load(name: str, *, directory: str | None, validation_examples: int, seed: in
         from the TFDS split 'validation' where there is one, at most all of it; the others there
         are not used. Else they are held out of 'train', which has to have more.
       seed: of the permutation that picks them, in [0, 2**32).
+      test_split: the TFDS split that is the test part: 'validation' where the labels of 'test'
+        are not published. The validation part is then held out of 'train'.
 
     Returns:
       The data set. Training and validation examples keep their order; without a TFDS split
       'validation' they are together exactly the examples of 'train', with one the training part is
-      all of 'train'. The test part is the TFDS split 'test'.
+      all of 'train'.
 
     Raises:
       DatasetError: the name is unknown; the data are not prepared, with the command that does it;
-        or they are not such inputs with visible targets, in splits 'train' and 'test'.
+        or they are not such inputs with visible targets, in splits 'train' and `test_split`.
       ValueError: `validation_examples` or `seed` is out of range.
     """
-    builder = _open(name, directory)
+    builder = open_builder(name, directory)
     keys, num_classes = _input_and_label(name, builder.info)
     if isinstance(builder, datasets.OFFLINE):
         builder = _prepare(name, builder, directory)
     parts = {
-        split: _read(name, source, keys, num_classes)
-        for split, source in _sources(name, builder).items()
+        part: _read(name, source, keys, num_classes)
+        for part, source in sources(name, builder, test_split).items()
     }
     if 'validation' in parts:
         validation = _pick(parts['validation'], validation_examples, seed=seed)
         return Dataset(parts['train'], validation, parts['test'], num_classes)
     train, validation = hold_out(parts['train'], validation_examples, seed=seed)
     return Dataset(train, validation, parts['test'], num_classes)
+
+
+def open_builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
+    """Finds a builder by its code, or by its prepared files.
+
+    Raises:
+      DatasetError: the name is unknown, with close ones.
+    """
+    if not (parts := _NAME.fullmatch(name)):
+        raise DatasetError(f'{name!r} is no TFDS name: write name, name/config or name:version')
+    try:
+        return tfds.builder(name, data_dir=directory)
+    except tfds.core.DatasetNotFoundError:
+        # The community catalogue is left out because TFDS looks for it on the network.
+        names = tfds.list_builders(with_community_datasets=False)
+        close = difflib.get_close_matches(parts['root'].lower(), names, n=5)
+        close_names = ', '.join(close) or 'none; tfds.list_builders() lists all'
+        raise DatasetError(f'no dataset is named {name!r}; close names: {close_names}') from None
+    except (AssertionError, ImportError, ValueError) as error:
+        raise DatasetError(f'{name!r} cannot be opened: {error}') from error
+
+
+def sources(
+    name: str, builder: tfds.core.DatasetBuilder, test_split: str, **options: Any
+) -> dict[str, Sequence[Any]]:
+    """Opens the splits of prepared data, which are read when they are indexed.
+
+    Args:
+      name: for messages.
+      builder: what `open_builder` found.
+      test_split: the TFDS split that is the test part, not 'train'.
+      **options: of `as_data_source`.
+
+    Returns:
+      Examples by index: of 'train', 'test', and 'validation' where a split of this name is left.
+
+    Raises:
+      DatasetError: the data are not prepared, with the command that does it, or lack a split.
+    """
+    if test_split == 'train':
+        raise DatasetError("test_split='train' would test on what is trained on")
+    names = {'train': 'train', 'test': test_split}
+    if 'validation' in builder.info.splits and test_split != 'validation':
+        names['validation'] = 'validation'
+    # reading is tried first, so that mocked data need no files
+    try:
+        found = builder.as_data_source(split=list(names.values()), **options)
+    except (KeyError, NotImplementedError, ValueError) as error:
+        splits = list(builder.info.splits)
+        if not splits:
+            message = f'is not prepared in {builder.data_dir}'
+            message = f'{message}: {_how_to_prepare(builder, str(builder.data_dir_root))}'
+        elif not {'train', test_split} <= set(splits):
+            message = f"needs the splits 'train' and {test_split!r}; it has {splits}"
+        else:
+            message = f'is prepared in {builder.data_dir} in a format without random access'
+            message = f'{message}; use another directory: {_how_to_prepare(builder, "DIRECTORY")}'
+        raise DatasetError(f'{name!r} {message}') from error
+    return dict(zip(names, found, strict=True))
 
 
 def fingerprint(split: Split) -> str:
@@ -124,8 +192,15 @@ def hold_out(split: Split, examples: int, *, seed: int) -> tuple[Split, Split]:
             f'validation_examples={examples} must be at least 1 and below {n}, '
             'the number of training examples they are held out of'
         )
-    held = _chosen(n, examples, seed)
+    held = chosen(n, examples, seed)
     return Split(*(x[~held] for x in split)), Split(*(x[held] for x in split))
+
+
+def chosen(n: int, examples: int, seed: int) -> np.ndarray:
+    """Marks as many of n examples as are wanted, by a permutation."""
+    marks = np.zeros(n, bool)
+    marks[np.random.RandomState(seed).permutation(n)[:examples]] = True
+    return marks
 
 
 def channel_moments(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -223,22 +298,6 @@ def _crop_and_flip(
     return jax.vmap(one)(padded, corners_Nx2, flips_N)
 
 
-def _open(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
-    """Finds the builder: by its code, or by its prepared files."""
-    if not (parts := _NAME.fullmatch(name)):
-        raise DatasetError(f'{name!r} is no TFDS name: write name, name/config or name:version')
-    try:
-        return tfds.builder(name, data_dir=directory)
-    except tfds.core.DatasetNotFoundError:
-        # The community catalogue is left out because TFDS looks for it on the network.
-        names = tfds.list_builders(with_community_datasets=False)
-        close = difflib.get_close_matches(parts['root'].lower(), names, n=5)
-        close_names = ', '.join(close) or 'none; tfds.list_builders() lists all'
-        raise DatasetError(f'no dataset is named {name!r}; close names: {close_names}') from None
-    except (AssertionError, ImportError, ValueError) as error:
-        raise DatasetError(f'{name!r} cannot be opened: {error}') from error
-
-
 def _input_and_label(name: str, info: tfds.core.DatasetInfo) -> tuple[tuple[str, str], int]:
     """Names the two features that are the input and its target, and counts the classes."""
     features, keys = info.features, info.supervised_keys
@@ -279,25 +338,7 @@ def _prepare(
         if not builder.data_path.exists():
             raise
         # Another process finished first; its files are the same.
-    return _open(name, directory)
-
-
-def _sources(name: str, builder: tfds.core.DatasetBuilder) -> dict[str, Sequence[Any]]:
-    """Opens the splits; reading is tried first, so that mocked data need no files."""
-    wanted = ['train', 'test', *({'validation'} & set(builder.info.splits))]
-    try:
-        return dict(zip(wanted, builder.as_data_source(split=wanted), strict=True))
-    except (KeyError, NotImplementedError, ValueError) as error:
-        splits = list(builder.info.splits)
-        if not splits:
-            message = f'is not prepared in {builder.data_dir}'
-            message = f'{message}: {_how_to_prepare(builder, str(builder.data_dir_root))}'
-        elif not {'train', 'test'} <= set(splits):
-            message = f"needs the splits 'train' and 'test'; it has {splits}"
-        else:
-            message = f'is prepared in {builder.data_dir} in a format without random access'
-            message = f'{message}; use another directory: {_how_to_prepare(builder, "DIRECTORY")}'
-        raise DatasetError(f'{name!r} {message}') from error
+    return open_builder(name, directory)
 
 
 def _how_to_prepare(builder: tfds.core.DatasetBuilder, directory: str) -> str:
@@ -332,12 +373,5 @@ def _pick(split: Split, examples: int, *, seed: int) -> Split:
             f'validation_examples={examples} must be at least 1 and at most {n}, the examples of '
             "the data set's own split 'validation'"
         )
-    chosen = _chosen(n, examples, seed)
-    return Split(*(x[chosen] for x in split))
-
-
-def _chosen(n: int, examples: int, seed: int) -> np.ndarray:
-    """Marks as many of n examples as are wanted, by a permutation."""
-    chosen = np.zeros(n, bool)
-    chosen[np.random.RandomState(seed).permutation(n)[:examples]] = True
-    return chosen
+    picked = chosen(n, examples, seed)
+    return Split(*(x[picked] for x in split))

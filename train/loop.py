@@ -1,5 +1,6 @@
 """The host loop: rounds, checkpoints, progress."""
 
+import contextlib
 import functools
 import signal
 import time
@@ -16,7 +17,7 @@ import orbax.checkpoint as ocp
 import jaxprune as jp
 from train import (
     checkpoint,
-    data,
+    input_pipeline,
     networks,
     progress,
     report,
@@ -26,10 +27,12 @@ from train import (
     workdirs,
 )
 from train import config as config_lib
+from train import trainer as trainer_lib
 from train.errors import BadInput, Diverged, Interrupted
+from train.input_pipeline import InputPipeline
 from train.networks import Networks
 from train.timeline import Segment
-from train.trainer import TrainState, resident
+from train.trainer import Measured, TrainState
 
 
 class Run(NamedTuple):
@@ -39,7 +42,7 @@ class Run(NamedTuple):
     workdir: Path
     timeline: list[Segment]
     networks: Networks
-    dataset: data.Dataset
+    pipeline: InputPipeline
     store: ocp.CheckpointManager
     display: progress.Display
     interrupted: Callable[[], int | None]
@@ -65,49 +68,30 @@ def run(
     config_lib.check(config, jax.device_count())
     workdirs.check(workdir, config)
     segments = lay_out(config)
-    networks, dataset = prepare(config)
+    networks, pipeline = prepare(config)
     with (
         workdirs.claim(workdir, config),
         checkpoint.open_store(workdir / 'checkpoints', kept(config, segments)) as store,
     ):
         done = store.latest_step() or 0
         with progress.display(segments[-1].end, done) as display:
-            whole = Run(config, workdir, segments, networks, dataset, store, display, interrupted)
-            results.write_about(workdir, config, networks.total, dataset)
+            whole = Run(config, workdir, segments, networks, pipeline, store, display, interrupted)
+            results.write_about(workdir, config, networks.total, pipeline)
             rows = train_all(whole, done)
             write_artifacts(whole, rows)
             display.say(f'done: {workdir}/report.html')
 
 
-def prepare(config: ml_collections.ConfigDict) -> tuple[Networks, data.Dataset]:
-    """Loads the data onto the devices and makes the networks that train on them."""
+def prepare(config: ml_collections.ConfigDict) -> tuple[Networks, InputPipeline]:
+    """Opens the data and makes the networks that train on them."""
+    segments, mesh = lay_out(config), trainer_lib.make_mesh()
+    stops = {segment.steps for segment in segments} | {config.retrain.rewind_step} - {0}
+    steps = trainer_lib.dispatch_steps(config, stops)
     try:
-        dataset = load(config)
-        if len(dataset.train.labels) < config.train.batch_size:
-            raise ValueError(
-                f'config.train.batch_size is {config.train.batch_size}, more than the '
-                f'{len(dataset.train.labels)} training examples'
-            )
-        found = networks.make(config, dataset, lay_out(config))
+        pipeline = input_pipeline.make(config, mesh, steps)
+        return networks.make(config, pipeline, segments, mesh, steps), pipeline
     except ValueError as error:
         raise BadInput(str(error)) from error
-    return found, resident(dataset, found.full.replicated)
-
-
-def load(config: ml_collections.ConfigDict) -> data.Dataset:
-    """Loads the data set of a config."""
-    try:
-        return data.load(
-            config.data.name,
-            directory=config.data.directory or None,
-            validation_examples=config.data.validation_examples,
-            seed=config.data.split_seed,
-        )
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f'the data set {config.data.name!r} cannot be prepared or read in '
-            f'{config.data.directory or "the default folder of TFDS"}: {error}'
-        ) from error
 
 
 def lay_out(config: ml_collections.ConfigDict) -> list[Segment]:
@@ -177,6 +161,7 @@ def begin(run: Run, segment: Segment) -> TrainState:
 def rounds_of(run: Run, segment: Segment) -> Callable[[jp.Point, jax.Array, int], jp.Point]:
     """Makes what prunes a trained network and sets where it retrains from, by replicate."""
     trainer, technique = run.networks.full, segment.technique
+    sample = run.pipeline.sample if techniques.needs_data(run.config) else lambda: None
     stored = functools.cache(lambda: restore_rewind_step(run))
     drawn = functools.cache(lambda: trainer.init(fold_in(segment_keys(run, segment), 2)))
 
@@ -187,7 +172,7 @@ def rounds_of(run: Run, segment: Segment) -> Callable[[jp.Point, jax.Array, int]
                 technique,
                 segment.density,
                 config=run.config,
-                score=lambda point: trainer.score(point, run.dataset.train, key),
+                score=lambda point: trainer.score(point, sample(), key),
                 key=key,
             )
         except ValueError as error:
@@ -227,18 +212,22 @@ def train(
     """
     step, every = int(state.step), run.config.checkpoint.every_steps
     trainer, rewind = run.networks.of(segment), run.config.retrain.rewind_step
-    while step < segment.steps:
-        if number := run.interrupted():
-            stop(run, segment.start + step, state, rows, number)
-        state, losses = trainer.train(state, run.dataset.train)
-        before, step = step, int(state.step)
-        check_finite(np.asarray(losses), segment, before, run.store.latest_step())
-        position = segment.start + step
-        doing = f'{segment}  {step}/{segment.steps}'
-        run.display.advance(position, doing, float(losses[:, -1].mean()))
-        due = step // every > before // every or position == rewind
-        if due and step < segment.steps:
-            checkpoint.save(run.store, position, state, rows)
+    with contextlib.closing(run.pipeline.train(state.key, step)) as parts:
+        part = next(parts)
+        while step < segment.steps:
+            if number := run.interrupted():
+                stop(run, segment.start + step, state, rows, number)
+            state, losses = trainer.train(state, part)
+            before, step = step, step + losses.shape[1]
+            if step < segment.steps:
+                part = next(parts)  # read while the devices train
+            check_finite(np.asarray(losses), segment, before, run.store.latest_step())
+            position = segment.start + step
+            doing = f'{segment}  {step}/{segment.steps}'
+            run.display.advance(position, doing, float(losses[:, -1].mean()))
+            due = step // every > before // every or position == rewind
+            if due and step < segment.steps:
+                checkpoint.save(run.store, position, state, rows)
     return state
 
 
@@ -276,16 +265,15 @@ def evaluate(run: Run, segment: Segment, points: jp.Point) -> tuple[list[Any], l
     Returns:
       The rows of `results.csv` and those of `layers.csv`, of each replicate.
     """
-    trainer = run.networks.of(segment)
-    parts = {'val': run.dataset.validation, 'test': run.dataset.test}
-    after = {name: trainer.measure(points, part) for name, part in parts.items()}
+    parts = {'val': 'validation', 'test': 'test'}
+    after = {name: measure(run, segment, points, part) for name, part in parts.items()}
     before = {}
     if segment.source is not None:  # the network that was pruned, with the masks that it got
         ended = at_end(run, segment.source)
         params = jp.masks.apply(ended.params, jp.get_masks(points.opt_state))
         pruned = ended._replace(params=params)
-        before = {name: trainer.measure(pruned, part) for name, part in parts.items()}
-    sizes = {name: part.labels.size for name, part in parts.items()}
+        before = {name: measure(run, segment, pruned, part) for name, part in parts.items()}
+    sizes = {name: run.pipeline.predictions(part) for name, part in parts.items()}
     scores = results.accuracies('pruned_', before, sizes) | results.accuracies('', after, sizes)
     scores |= results.bits(after, sizes)
     rows, layers = [], []
@@ -302,6 +290,13 @@ def evaluate(run: Run, segment: Segment, points: jp.Point) -> tuple[list[Any], l
         rows.append(cell | own | results.counts(records, run.networks.total))
         layers.extend(results.layer_rows(cell, records))
     return rows, layers
+
+
+def measure(run: Run, segment: Segment, points: jp.Point, part: str) -> Measured:
+    """Evaluates networks like those of a segment on a part of the data."""
+    measure_some = run.networks.of(segment).measure
+    found = [measure_some(points, some) for some in run.pipeline.evaluate(part)]
+    return jax.tree.map(lambda *sums: jnp.concatenate(sums, axis=1), *found)
 
 
 def write_artifacts(run: Run, rows: Sequence[dict[str, Any]]) -> None:

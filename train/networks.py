@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+from jax.sharding import Mesh
 
 import jaxprune as jp
 from train import config as config_lib
-from train import data, models
-from train import step as step_lib
+from train import models
 from train import trainer as trainer_lib
+from train.input_pipeline import InputPipeline
 from train.timeline import Segment
 from train.trainer import Trainer
 
@@ -41,14 +42,20 @@ class Networks(NamedTuple):
 
 
 def make(
-    config: ml_collections.ConfigDict, dataset: data.Dataset, segments: Sequence[Segment]
+    config: ml_collections.ConfigDict,
+    pipeline: InputPipeline,
+    segments: Sequence[Segment],
+    mesh: Mesh,
+    steps: int,
 ) -> Networks:
     """Makes the trainers of a run; nothing compiles yet.
 
     Args:
       config: a checked config.
-      dataset: what is trained on.
+      pipeline: what is trained on.
       segments: the timeline of the run.
+      mesh: all devices, along an axis `'devices'`.
+      steps: of one dispatch.
 
     Returns:
       The trainers.
@@ -57,12 +64,11 @@ def make(
       ValueError: a level that keeps no weight, or no fewer than the one before; no small dense
         network that is as small as a level.
     """
-    mesh = trainer_lib.make_mesh()
-    steps = trainer_lib.dispatch_steps(config, {s.steps for s in segments} | _rewind(config))
 
     @functools.cache
     def trainer(width: float) -> Trainer:
-        return trainer_lib.make_trainer(config, build(config, dataset, width), dataset, mesh, steps)
+        model = build(config, pipeline.num_classes, width)
+        return trainer_lib.make_trainer(config, model, pipeline, mesh, steps)
 
     def records(width: float) -> list[jp.report.Record]:
         return _records(trainer(width), config.replicates)
@@ -75,21 +81,20 @@ def make(
         for segment in segments
         if segment.technique == 'small_dense'
     }
-    normalization = step_lib.normalization(config, dataset.train)
 
     def about(segment: Segment) -> dict[str, Any]:
         width = widths[segment.level] if segment.technique == 'small_dense' else 1.0
-        kind = {'model': config.model.name, 'num_classes': dataset.num_classes, 'width': width}
-        return kind | {'dtype': config.model.dtype} | normalization
+        kind = {'model': config.model.name, 'num_classes': pipeline.num_classes, 'width': width}
+        return kind | {'dtype': config.model.dtype} | dict(pipeline.normalization)
 
     return Networks(trainer(1.0), total, widths, trainer, about)
 
 
-def build(config: ml_collections.ConfigDict, dataset: data.Dataset, width: float) -> Any:
+def build(config: ml_collections.ConfigDict, num_classes: int, width: float) -> Any:
     """Builds the model of a config at a width."""
     return models.build(
         config.model.name,
-        num_classes=dataset.num_classes,
+        num_classes=num_classes,
         dtype=config.model.dtype,
         width=width,
     )
@@ -138,10 +143,6 @@ def width_of(kept: int, total: jp.report.Record, parameters: Callable[[float], i
         middle = round((low + high) / 2 / _SMALLEST) * _SMALLEST
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _rewind(config: ml_collections.ConfigDict) -> set[int]:
-    return {config.retrain.rewind_step} - {0}
 
 
 def _records(trainer: Trainer, replicates: int) -> list[jp.report.Record]:

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 import jaxprune as jp
-from train import data
+from train.input_pipeline import InputPipeline
 from train.timeline import Segment
 from train.trainer import Measured
 
@@ -117,17 +117,16 @@ def write_about(
     workdir: Path,
     config: ml_collections.ConfigDict,
     total: jp.report.Record,
-    dataset: data.Dataset,
+    pipeline: InputPipeline,
 ) -> None:
     """Writes `run.json`: what was trained on what, by which versions; no clock in it."""
-    parts = {name: getattr(dataset, name) for name in ('train', 'validation', 'test')}
     about = {
         'dataset': {
             'name': config.data.name,
-            'num_classes': dataset.num_classes,
-            **{f'{name}_examples': len(part.labels) for name, part in parts.items()},
-            'predictions_per_example': math.prod(dataset.train.labels.shape[1:]),
-            'fingerprint': {name: data.fingerprint(part) for name, part in parts.items()},
+            'num_classes': pipeline.num_classes,
+            **{f'{name}_examples': n for name, n in pipeline.examples.items()},
+            'predictions_per_example': math.prod(pipeline.label_shape),
+            'fingerprint': pipeline.fingerprint(),
         },
         'model': {
             'name': config.model.name,

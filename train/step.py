@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
 import jaxprune as jp
@@ -40,7 +39,7 @@ def make_learner(
     Args:
       config: a checked config.
       model: called as `model.apply(variables, inputs, train=...)`, returns logits.
-      about: what `normalization` measured.
+      about: the normalisation of its input pipeline.
       like: one raw input, with a leading axis of length 1.
 
     Returns:
@@ -100,19 +99,11 @@ def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation
     return jp.pruned(optax.chain(*parts))
 
 
-def normalization(config: ml_collections.ConfigDict, part: data.Split) -> dict[str, Any]:
-    """Measures how the input is normalised: by moments a channel, `per_image`, or not (`none`)."""
-    if config.data.normalize != 'dataset':
-        return {'normalize': config.data.normalize}
-    mean, std = data.channel_moments(np.asarray(part.inputs))
-    return {'normalize': 'dataset', 'mean': mean.tolist(), 'std': std.tolist()}
-
-
 def preprocessing(about: Mapping[str, Any]) -> Callable[[jax.Array], jax.Array]:
     """Makes the function that turns raw inputs into the model's.
 
     Args:
-      about: what `normalization` measured, or what a saved model says about itself.
+      about: the normalisation of an input pipeline, or what a saved model says about itself.
 
     Returns:
       A function of inputs (N, ..., C), or of tokens, which stay as they are.

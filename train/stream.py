@@ -7,24 +7,22 @@ import dataclasses
 import functools
 import io
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Generator, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import grain
 import numpy as np
 from absl import flags
 from PIL import Image
 
+from train import data
+
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """Of the red, green and blue of ImageNet's pixels in [0, 255], as the paper has them."""
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
-Source: TypeAlias = Sequence[Any]
-"""Examples by index, each a mapping with an image, encoded or (H, W, 3) uint8, and a label."""
 Batch: TypeAlias = tuple[np.ndarray, np.ndarray]
-"""Images (B, S, S, 3), uint8, and labels (B,), int32."""
-EvalBatch: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""As a batch, and for each row (B,), bool, whether it is an example rather than padding."""
+"""Images (B, S, S, 3), uint8, and labels (B,), int32; label -1 marks padding."""
 
 _Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -34,6 +32,16 @@ _AREAS = (0.08, 1.0)  # of random crops, as shares of the image
 _LOG_ASPECTS = (math.log(3 / 4), math.log(4 / 3))
 _ATTEMPTS = 10
 _CENTRE = 224 / 256  # side of the crop in evaluation, of the shorter side
+
+
+class Source(Protocol):
+    """Examples by index, each a mapping with an image, encoded or (H, W, 3) uint8, and a label."""
+
+    def __len__(self) -> int:
+        """Counts the examples."""
+
+    def __getitem__(self, i: int, /) -> Any:
+        """Reads an example."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,23 +58,6 @@ class Part:
     def __getitem__(self, i: int) -> Any:
         """Reads an example of the source."""
         return self.source[int(self.indices[i])]
-
-
-def encoded(builder: Any, splits: Sequence[str], *, image: str = 'image') -> list[Source]:
-    """Opens prepared TFDS splits so that images stay encoded until a worker needs them.
-
-    Args:
-      builder: of a data set prepared in a format of random access.
-      splits: names, such as 'train'.
-      image: name of the feature that is the image.
-
-    Returns:
-      A source for each split.
-    """
-    import tensorflow_datasets as tfds
-
-    decoders = {image: tfds.decode.SkipDecoding()}
-    return list(builder.as_data_source(split=list(splits), decoders=decoders))
 
 
 def hold_out(source: Source, examples: int, *, seed: int) -> tuple[Part, Part]:
@@ -86,8 +77,7 @@ def hold_out(source: Source, examples: int, *, seed: int) -> tuple[Part, Part]:
     n = len(source)
     if not 1 <= examples < n:
         raise ValueError(f'{examples} examples held out must be at least 1 and below {n}, all')
-    held = np.zeros(n, bool)
-    held[np.random.RandomState(seed).permutation(n)[:examples]] = True
+    held = data.chosen(n, examples, seed)
     return Part(source, np.flatnonzero(~held)), Part(source, np.flatnonzero(held))
 
 
@@ -102,7 +92,7 @@ def train_batches(
     shard_count: int = 1,
     workers: int = 0,
     keys: tuple[str, str] = ('image', 'label'),
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Makes batches without end, shuffled anew each epoch, of random crops, every other mirrored.
 
     Batch k is a function of the source, `seed` and k alone: neither where the iteration starts nor
@@ -123,7 +113,7 @@ def train_batches(
       keys: names of the image and the label in an example.
 
     Returns:
-      An iterator of `batch_size / shard_count` images and labels.
+      A generator of `batch_size / shard_count` images and labels.
 
     Raises:
       ValueError: an argument is out of its range; while iterating, an image that is not RGB.
@@ -154,7 +144,7 @@ def eval_batches(
     shard_count: int = 1,
     workers: int = 0,
     keys: tuple[str, str] = ('image', 'label'),
-) -> Iterator[EvalBatch]:
+) -> Generator[Batch]:
     """Makes batches of all examples once and in order, each cropped to its centre.
 
     Args:
@@ -167,8 +157,8 @@ def eval_batches(
       keys: names of the image and the label in an example.
 
     Returns:
-      An iterator of images, labels and which of them are examples: the last batch is filled up
-      with black images of label 0 that are not. Of an image, the centre of 224 / 256 of the
+      A generator of images and labels; the last batch is filled up with black images of label -1.
+      Of an image, the centre of 224 / 256 of the
       shorter side is resized, in one step.
 
     Raises:
@@ -201,7 +191,7 @@ def _check_at_least(**bounds: tuple[int, int]) -> None:
             raise ValueError(f'{name}={value} must be at least {least}')
 
 
-def _iterate(examples: Any, rows: int, start: int, workers: int) -> Iterator[Any]:
+def _iterate(examples: Any, rows: int, start: int, workers: int) -> Generator[Any]:
     """Reads ahead in threads or processes; chunks keep their order, whoever makes them."""
     chunk = math.gcd(rows, _CHUNK)
     chunks = examples.batch(chunk)[start * (rows // chunk) :]
@@ -218,7 +208,7 @@ def _iterate(examples: Any, rows: int, start: int, workers: int) -> Iterator[Any
     return _closing(ahead.batch(rows // chunk, batch_fn=_join))
 
 
-def _closing(batches: Any) -> Iterator[Any]:
+def _closing(batches: Any) -> Generator[Any]:
     iterator = iter(batches)
     try:
         yield from iterator
@@ -242,13 +232,13 @@ def _train_example(
 
 def _eval_example(
     i: int, *, source: Source, size: int, keys: tuple[str, str]
-) -> tuple[np.ndarray, np.int32, np.bool_]:
+) -> tuple[np.ndarray, np.int32]:
     if i >= len(source):
-        return np.zeros((size, size, 3), np.uint8), np.int32(0), np.bool_(False)
+        return np.zeros((size, size, 3), np.uint8), np.int32(-1)
     example = source[i]
     image = _open(example[keys[0]])
     image = _resized(image, _centre_box(*image.size), size)
-    return np.asarray(image), np.int32(example[keys[1]]), np.bool_(True)
+    return np.asarray(image), np.int32(example[keys[1]])
 
 
 def _open(image: bytes | np.ndarray) -> Image.Image:

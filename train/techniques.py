@@ -11,7 +11,8 @@ import ml_collections
 import jaxprune as jp
 from jaxprune import rounds
 from train import config as config_lib
-from train import data, l1_filters
+from train import l1_filters
+from train.data import Split
 from train.rates import rates
 from train.timeline import Training
 
@@ -34,7 +35,7 @@ def trainings(config: ml_collections.ConfigDict) -> list[Training]:
 
 def scorer(
     config: ml_collections.ConfigDict, loss: Callable[[jp.Point, Any, Any], jax.Array]
-) -> Callable[[jp.Point, data.Split, jax.Array], jp.tree.Scores]:
+) -> Callable[[jp.Point, Split | None, jax.Array], jp.tree.Scores]:
     """Makes the jitted function that scores a trained network as the config says.
 
     Args:
@@ -42,17 +43,19 @@ def scorer(
       loss: the loss of a point with other weights on a batch.
 
     Returns:
-      A function of a point, the training part of the data, and a key for what is random.
+      A function of a point, the training part of the data (`None` unless it `needs_data`), and a
+      key for what is random.
     """
     name, sizes = config.prune.score, (config.prune.score_batches, config.train.batch_size)
 
-    def score(point: jp.Point, part: data.Split, key: jax.Array) -> jp.tree.Scores:
+    def score(point: jp.Point, part: Split | None, key: jax.Array) -> jp.tree.Scores:
         where = jp.tree.covered_by(jp.get_masks(point.opt_state))
         if name == 'random':
             return jp.scores.random(point.params, key, where=where)
         if name in OF_WEIGHTS:
             return OF_WEIGHTS[name](point.params, where=where)
         rows = jnp.arange(sizes[0] * sizes[1]).reshape(sizes)
+        assert part is not None  # needs_data
         batches = part.inputs[rows], part.labels[rows]
         own = functools.partial(loss, point)
         if name == 'grasp':
@@ -67,6 +70,11 @@ def scorer(
         return OF_GRADIENTS[name](point.params, grads, where=where)
 
     return jax.jit(score)
+
+
+def needs_data(config: ml_collections.ConfigDict) -> bool:
+    """Tells whether the score of a config is computed on training examples."""
+    return config.prune.score not in ('random', *OF_WEIGHTS)
 
 
 def prune(

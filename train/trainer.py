@@ -13,8 +13,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from train import data, techniques
 from train import step as step_lib
+from train import techniques
+from train.data import Split
+from train.input_pipeline import InputPipeline
 from train.step import Learner
 
 
@@ -44,19 +46,19 @@ class Trainer(NamedTuple):
 
     init: Callable[[jax.Array], jp.Point]
     """Draws the initial points of all replicates, from a random key each."""
-    train: Callable[[TrainState, data.Split], tuple[TrainState, jax.Array]]
+    train: Callable[[TrainState, Split], tuple[TrainState, jax.Array]]
     """Takes the steps of one dispatch and donates the state; returns the losses, (R, steps), the
-    last one NaN where a weight is no longer finite."""
-    measure: Callable[[jp.Point, data.Split], Measured]
-    """Evaluates every example of a part of the data."""
-    score: Callable[[jp.Point, data.Split, jax.Array], jp.tree.Scores]
-    """Scores one network as the config says; the key is for random scores."""
+    last one NaN where a weight is no longer finite. Held data are the whole training part; streamed
+    data the batches of these steps, (steps, B, ...)."""
+    measure: Callable[[jp.Point, Split], Measured]
+    """Evaluates every example of a part of the data, or of one streamed batch."""
+    score: Callable[[jp.Point, Split | None, jax.Array], jp.tree.Scores]
+    """Scores one network as the config says, on the first examples of a part, `None` where they
+    are not needed; the key is for random scores."""
     reset: Callable[[jp.tree.Params], optax.OptState]
     """Makes the state of the optimizer afresh for one network."""
     shardings: TrainState
     """Where states lie: replicates over the devices, where they divide evenly."""
-    replicated: NamedSharding
-    """Where data lie."""
 
 
 def make_mesh() -> Mesh:
@@ -74,7 +76,7 @@ def dispatch_steps(config: ml_collections.ConfigDict, lengths: set[int]) -> int:
 def make_trainer(
     config: ml_collections.ConfigDict,
     model: nn.Module,
-    dataset: data.Dataset,
+    pipeline: InputPipeline,
     mesh: Mesh,
     steps: int,
 ) -> Trainer:
@@ -87,15 +89,14 @@ def make_trainer(
     Args:
       config: a checked config.
       model: called as `model.apply(variables, inputs, train=...)`, returns logits.
-      dataset: its training part gives the shapes and the normalisation.
+      pipeline: tells the shape of inputs and how they are normalised.
       mesh: all devices, along an axis `'devices'`.
       steps: of one dispatch.
 
     Returns:
       Jitted functions; data are arguments, so that they live on the devices.
     """
-    about = step_lib.normalization(config, dataset.train)
-    learner = step_lib.make_learner(config, model, about, dataset.train.inputs[:1])
+    learner = step_lib.make_learner(config, model, pipeline.normalization, pipeline.like)
     apart = config.replicates % mesh.size == 0
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('devices'))
     each = split if apart else whole
@@ -107,21 +108,26 @@ def make_trainer(
     def share_out(f: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
         return jax.shard_map(f, mesh=mesh, in_specs=inputs, out_specs=outputs) if apart else f
 
-    train_one = _training(learner, config.train.batch_size, steps, spread)
-    measure_one = _measuring(learner, config.train.batch_size, spread)
+    if config.data.streaming:
+        train_one = _training_on_stream(learner, steps, spread)
+        measure_one = _measuring_stream(learner, spread)
+    else:
+        train_one = _training(learner, config.train.batch_size, steps, spread)
+        measure_one = _measuring(learner, config.train.batch_size, spread)
 
-    def train(state: TrainState, part: data.Split) -> tuple[TrainState, jax.Array]:
+    def train(state: TrainState, part: Split) -> tuple[TrainState, jax.Array]:
         one = lambda point, key: train_one(point, state.step, key, part)
         points, losses = over(one)(state.point, state.key)
         return TrainState(points, state.step + steps, state.key), losses
 
-    def measure(point: jp.Point, part: data.Split) -> Measured:
+    def measure(point: jp.Point, part: Split) -> Measured:
         return over(lambda point: measure_one(point, part))(point)
 
     def loss(point: jp.Point, params: Any, batch: step_lib.Batch) -> jax.Array:
         logits = learner.predict(point._replace(params=params), batch[0])
         return step_lib.cross_entropy(logits, batch[1]).mean()
 
+    # prefixes of the tree: one entry stands for all leaves of a point
     states = TrainState(P('devices'), P(), P('devices'))  # type: ignore[arg-type]
     shardings = TrainState(each, whole, each)  # type: ignore[arg-type]
     return Trainer(
@@ -135,14 +141,7 @@ def make_trainer(
         techniques.scorer(config, loss),
         learner.reset,
         shardings,
-        whole,
     )
-
-
-def resident(dataset: data.Dataset, sharding: NamedSharding) -> data.Dataset:
-    """Puts the inputs and labels of a data set onto the devices."""
-    parts = {part: getattr(dataset, part) for part in ('train', 'validation', 'test')}
-    return dataset._replace(**jax.device_put(parts, sharding))
 
 
 def _training(
@@ -150,7 +149,7 @@ def _training(
 ) -> Callable[..., tuple[jp.Point, jax.Array]]:
     """Makes what takes the steps of a dispatch with one network, from a step of its training."""
 
-    def train(point: jp.Point, first: jax.Array, key: jax.Array, part: data.Split) -> Any:
+    def train(point: jp.Point, first: jax.Array, key: jax.Array, part: Split) -> Any:
         examples = len(part.labels)
 
         def epoch_order(number: jax.Array) -> jax.Array:
@@ -169,35 +168,72 @@ def _training(
 
         numbers = first + jnp.arange(steps, dtype=jnp.int32)
         (point, _), losses = jax.lax.scan(body, (point, epoch_order(first)), numbers)
-        # what the last update does shows in no loss yet, but in the weights
-        finite = jax.tree.map(lambda w: jnp.isfinite(w).all(), point.params)
-        healthy = jnp.stack(jax.tree.leaves(finite)).all()
-        return point, losses.at[-1].set(jnp.where(healthy, losses[-1], jnp.nan))
+        return point, _marked(losses, point.params)
 
     return train
 
 
+def _training_on_stream(
+    learner: Learner, steps: int, spread: Callable[[Any], Any]
+) -> Callable[..., tuple[jp.Point, jax.Array]]:
+    """Makes the same for batches that come in the order in which they are trained on."""
+
+    def train(point: jp.Point, first: jax.Array, key: jax.Array, batches: Split) -> Any:
+        def body(point: jp.Point, numbered: tuple[jax.Array, Split]) -> Any:
+            number, batch = numbered
+            return learner.step(point, number, key, spread(tuple(batch)))
+
+        numbers = first + jnp.arange(steps, dtype=jnp.int32)
+        point, losses = jax.lax.scan(body, point, (numbers, batches))
+        return point, _marked(losses, point.params)
+
+    return train
+
+
+def _marked(losses: jax.Array, params: jp.tree.Params) -> jax.Array:
+    """Makes the last loss NaN where the last update, which no loss shows yet, ruined a weight."""
+    finite = jax.tree.map(lambda w: jnp.isfinite(w).all(), params)
+    healthy = jnp.stack(jax.tree.leaves(finite)).all()
+    return losses.at[-1].set(jnp.where(healthy, losses[-1], jnp.nan))
+
+
 def _measuring(
     learner: Learner, batch: int, spread: Callable[[Any], Any]
-) -> Callable[[jp.Point, data.Split], Measured]:
+) -> Callable[[jp.Point, Split], Measured]:
     """Makes what evaluates one network on a part of the data, batch by batch."""
 
-    def measure(point: jp.Point, part: data.Split) -> Measured:
+    def measure(point: jp.Point, part: Split) -> Measured:
         size = len(part.labels)
         batches = -(-size // batch)
 
         def sums(chosen: jax.Array) -> Measured:
             now = chosen % size  # the last batch is filled from the first, and not counted
             inputs, labels = spread((part.inputs[now], part.labels[now]))
-            logits = learner.predict(point, inputs)
             counts = (chosen < size).reshape(-1, *[1] * (labels.ndim - 1))
-            right = (logits.argmax(-1) == labels) & counts
-            nats = jnp.where(counts, step_lib.cross_entropy(logits, labels), 0.0)
-            return Measured(right.sum(), nats.sum())
+            return _sums(learner.predict(point, inputs), labels, counts)
 
         return jax.lax.map(sums, jnp.arange(batches * batch).reshape(batches, batch))
 
     return measure
+
+
+def _measuring_stream(
+    learner: Learner, spread: Callable[[Any], Any]
+) -> Callable[[jp.Point, Split], Measured]:
+    """Makes what evaluates one network on one batch, in which label -1 is padding."""
+
+    def measure(point: jp.Point, batch: Split) -> Measured:
+        inputs, labels = spread(tuple(batch))
+        logits = learner.predict(point, inputs)
+        return jax.tree.map(lambda x: x[None], _sums(logits, labels, labels >= 0))
+
+    return measure
+
+
+def _sums(logits: jax.Array, labels: jax.Array, counts: jax.Array) -> Measured:
+    right = (logits.argmax(-1) == labels) & counts
+    nats = jnp.where(counts, step_lib.cross_entropy(logits, labels), 0.0)
+    return Measured(right.sum(), nats.sum())
 
 
 def _in_turn(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,205 @@
+"""Input pipelines: a run's examples, held in the devices' memory or streamed from files."""
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+import tensorflow_datasets as tfds
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from train import data, stream, techniques
+from train.data import DatasetError, Split
+
+PARTS = ('train', 'validation', 'test')
+
+
+class InputPipeline(NamedTuple):
+    """The examples of a run, in the form that the functions of a `Trainer` take."""
+
+    num_classes: int
+    examples: Mapping[str, int]
+    """Count of each of `PARTS`."""
+    label_shape: tuple[int, ...]
+    """Of one example: () or, where each position has a label, (L,)."""
+    like: np.ndarray
+    """One raw input, with a leading axis of length 1."""
+    normalization: Mapping[str, Any]
+    """How inputs are normalised: what `step.preprocessing` takes."""
+    fingerprint: Callable[[], dict[str, str]]
+    """Hashes each part, so that two runs can tell whether they have the same data."""
+    train: Callable[[jax.Array, int], Generator[Split]]
+    """Yields what `Trainer.train` takes, dispatch after dispatch, without end: from the keys of
+    the training and the steps that it has taken."""
+    evaluate: Callable[[str], Generator[Split]]
+    """Yields what `Trainer.measure` takes until a part is complete, from its name."""
+    sample: Callable[[], Split]
+    """Returns the training examples that scores which need gradients are computed on."""
+
+    def predictions(self, part: str) -> int:
+        """Counts the labels of a part."""
+        return self.examples[part] * math.prod(self.label_shape)
+
+
+def make(config: ml_collections.ConfigDict, mesh: Mesh, steps: int) -> InputPipeline:
+    """Opens the data set of a config.
+
+    Args:
+      config: a checked config.
+      mesh: all devices, along an axis `'devices'`.
+      steps: of one dispatch.
+
+    Returns:
+      The pipeline.
+
+    Raises:
+      ValueError: the data cannot be used, or are too few.
+    """
+    try:
+        pipeline = _streamed(config, mesh, steps) if config.data.streaming else _held(config, mesh)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f'the data set {config.data.name!r} cannot be prepared or read in '
+            f'{config.data.directory or "the default folder of TFDS"}: {error}'
+        ) from error
+    found, batch = pipeline.examples['train'], config.train.batch_size
+    if found < batch:
+        raise ValueError(
+            f'config.train.batch_size is {batch}, more than the {found} training examples'
+        )
+    if techniques.needs_data(config) and found < batch * config.prune.score_batches:
+        raise ValueError(
+            f'config.prune.score_batches is {config.prune.score_batches}, of {batch} examples '
+            f'each: more than the {found} training examples'
+        )
+    return pipeline
+
+
+def _held(config: ml_collections.ConfigDict, mesh: Mesh) -> InputPipeline:
+    """Holds all examples on the devices, where the order of training is drawn."""
+    dataset = data.load(
+        config.data.name,
+        directory=config.data.directory or None,
+        validation_examples=config.data.validation_examples,
+        seed=config.data.split_seed,
+        test_split=config.data.test_split,
+    )
+    parts = {name: getattr(dataset, name) for name in PARTS}
+    on_devices = jax.device_put(parts, NamedSharding(mesh, P()))
+    return InputPipeline(
+        dataset.num_classes,
+        {name: len(part.labels) for name, part in parts.items()},
+        dataset.train.labels.shape[1:],
+        dataset.train.inputs[:1],
+        _normalization(config, dataset.train),
+        lambda: {name: data.fingerprint(part) for name, part in parts.items()},
+        lambda keys, first: (on_devices['train'] for _ in itertools.count()),
+        lambda part: (on_devices[name] for name in [part]),
+        lambda: on_devices['train'],
+    )
+
+
+def _streamed(config: ml_collections.ConfigDict, mesh: Mesh, steps: int) -> InputPipeline:
+    """Reads and crops images while the devices train."""
+    c, batch = config.data, config.train.batch_size
+    builder = data.open_builder(c.name, c.directory or None)
+    keys, num_classes = _image_and_label(c.name, builder.info)
+    decoders = {keys[0]: tfds.decode.SkipDecoding()}
+    sources = data.sources(c.name, builder, c.test_split, decoders=decoders)
+    parts = _parts(sources, c.validation_examples, c.split_seed)
+    options = {'batch_size': batch, 'image_size': c.image_size, 'workers': c.workers, 'keys': keys}
+    over = lambda *axes: NamedSharding(mesh, P(*axes))
+
+    def train(keys: jax.Array, first: int) -> Generator[Split]:
+        seed = int(jax.random.bits(keys[0]))
+        batches = stream.train_batches(parts['train'], seed=seed, start_step=first, **options)
+        with contextlib.closing(batches):
+            while True:
+                columns = zip(*itertools.islice(batches, steps), strict=True)
+                yield jax.device_put(Split(*map(np.stack, columns)), over(None, 'devices'))
+
+    def evaluate(part: str) -> Generator[Split]:
+        for columns in stream.eval_batches(parts[part], **options):
+            yield jax.device_put(Split(*columns), over('devices'))
+
+    @functools.cache
+    def sample() -> Split:
+        batches = stream.eval_batches(parts['train'], **options)
+        with contextlib.closing(batches):
+            columns = zip(*itertools.islice(batches, config.prune.score_batches), strict=True)
+            return jax.device_put(Split(*map(np.concatenate, columns)), over())
+
+    return InputPipeline(
+        num_classes,
+        {name: len(part) for name, part in parts.items()},
+        (),
+        np.zeros((1, c.image_size, c.image_size, 3), np.uint8),
+        _normalization(config, None),
+        lambda: {name: _fingerprint(builder.info, c, name, parts[name]) for name in PARTS},
+        train,
+        evaluate,
+        sample,
+    )
+
+
+def _normalization(config: ml_collections.ConfigDict, part: Split | None) -> dict[str, Any]:
+    """Says how inputs are normalised: by moments a channel, `per_image`, or not (`none`)."""
+    match config.data.normalize:
+        case 'dataset':
+            mean, std = data.channel_moments(part.inputs)  # type: ignore[union-attr]  # in memory
+            return {'normalize': 'dataset', 'mean': mean.tolist(), 'std': std.tolist()}
+        case 'imagenet':
+            moments = {'mean': list(stream.IMAGENET_MEAN), 'std': list(stream.IMAGENET_STD)}
+            return {'normalize': 'imagenet', **moments}
+        case other:
+            return {'normalize': other}
+
+
+def _image_and_label(name: str, info: tfds.core.DatasetInfo) -> tuple[tuple[str, str], int]:
+    """Names the two features that are the image and its class, and counts the classes."""
+    match info.supervised_keys:
+        case (str(image), str(label)) if {image, label} <= set(info.features):
+            given, target = info.features[image], info.features[label]
+            colours = isinstance(given, tfds.features.Image) and given.shape[-1] == 3
+            if colours and isinstance(target, tfds.features.ClassLabel):
+                return (image, label), target.num_classes
+    raise DatasetError(
+        f'config.data.streaming: {name!r} needs supervised_keys that name an RGB image and a class '
+        f'label; it has supervised_keys={info.supervised_keys} and the features {info.features}'
+    )
+
+
+def _parts(
+    sources: Mapping[str, stream.Source], examples: int, seed: int
+) -> dict[str, stream.Part]:
+    """Picks the validation examples as `data.load` does."""
+    whole = {name: stream.Part(x, np.arange(len(x))) for name, x in sources.items()}
+    if 'validation' not in sources:
+        train, validation = stream.hold_out(sources['train'], examples, seed=seed)
+        return whole | {'train': train, 'validation': validation}
+    n = len(sources['validation'])
+    if not 1 <= examples <= n:
+        raise ValueError(
+            f'validation_examples={examples} must be at least 1 and at most {n}, the examples of '
+            "the data set's own split 'validation'"
+        )
+    picked = np.flatnonzero(data.chosen(n, examples, seed))
+    return whole | {'validation': stream.Part(sources['validation'], picked)}
+
+
+def _fingerprint(
+    info: tfds.core.DatasetInfo, config: ml_collections.ConfigDict, name: str, part: stream.Part
+) -> str:
+    """Hashes what names a part, not its pixels: data set, version, split sizes, indices."""
+    digest = hashlib.sha256()
+    sizes = {name: (split.num_examples, split.num_bytes) for name, split in info.splits.items()}
+    digest.update(f'{info.full_name} {sizes} {config.test_split} {name} '.encode())
+    digest.update(part.indices.astype('<i8').tobytes())
+    return digest.hexdigest()
