@@ -43,6 +43,7 @@ def test_the_own_score_passes_the_tests_of_its_page(name):
     test()
 
 
+@pytest.mark.slow
 def test_the_own_score_makes_masks():
     given = run(OWN, 'score', 'network', 'use')
     counts = lambda masks: [int(mask.sum()) for mask in jax.tree.leaves(masks)]
@@ -177,6 +178,7 @@ def test_rules_for_layers_run():
     assert by_leaf == {'Dense_0/kernel': 40, 'Dense_1/kernel': 160, 'Dense_2/kernel': 80}
 
 
+@pytest.mark.slow
 def test_units_of_several_sizes_share_a_budget():
     masks = run(CHOICE, 'units', jp=jp, params=layers())['masks']
     channels = np.asarray(masks['Dense_0']['kernel'])
@@ -209,6 +211,7 @@ def test_what_is_chained_inside_keeps_zeros():
         np.testing.assert_array_equal(layer['kernel'] != 0, masks[name]['kernel'])
 
 
+@pytest.mark.slow
 def test_patterns_and_rules_are_bound_to_what_makes_masks():
     given, params = coming('patterns'), layers()
     found = given['two_of_four'](jp.scores.magnitude(params), 0.5)
@@ -243,6 +246,7 @@ def test_every_score_is_measured_and_spoken_of():
         assert f'`{name}`' in prose
 
 
+@pytest.mark.slow
 def test_a_short_benchmark_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, 'SEEDS', 2)
     monkeypatch.setattr(benchmark, 'EPOCHS', 1)

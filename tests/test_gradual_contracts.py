@@ -140,6 +140,7 @@ def test_pmap(name):
         same(here(*found), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'packed'),
     [

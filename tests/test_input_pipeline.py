@@ -1,13 +1,12 @@
 """Runs on data that are streamed: the same promises as on data in memory."""
 
-import io
-
 import jax
 import numpy as np
+import photographs
 import pytest
 import tensorflow_datasets as tfds
+from photographs import SOURCE
 from test_loop import rows_of, tiny
-from test_stream import SOURCE
 
 from train import config as config_lib
 from train import input_pipeline, loop, models, report, results, stream
@@ -20,35 +19,10 @@ pytestmark = pytest.mark.promotes  # optax and flax do
 SIZE = 12
 
 
-class Photographs(tfds.core.GeneratorBasedBuilder):
-    """JPEGs of several sizes, as ImageNet has them; the labels of 'test' are not published."""
-
-    VERSION = tfds.core.Version('1.0.0')
-
-    def _info(self):
-        features = {
-            'image': tfds.features.Image(encoding_format='jpeg'),
-            'label': tfds.features.ClassLabel(num_classes=11),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=('image', 'label'),
-        )
-
-    def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in ('train', 'validation', 'test')}
-
-    def _generate_examples(self, split):
-        for i, example in enumerate(SOURCE):
-            label = -1 if split == 'test' else example['label']
-            yield i, {'image': io.BytesIO(example['image']), 'label': label}
-
-
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp('tfds')
-    tfds.builder('photographs', data_dir=folder).download_and_prepare(file_format='array_record')
+    photographs.prepare(folder)
     return folder
 
 
@@ -93,7 +67,7 @@ def test_it_trains_and_reports_what_the_saved_model_computes(finished, prepared)
     variables, _, about = results.read_model(finished / 'models/replicate_0/dense.safetensors')
     pixels = stream.eval_batches(SOURCE, batch_size=22, image_size=SIZE)
     ((images, labels),) = pixels
-    model = models.build('lenet300', num_classes=11)
+    model = models.build('lenet300', num_classes=1000)
     logits = model.apply(variables, step_lib.preprocessing(about)(images), train=False)
     right = int((np.asarray(logits).argmax(-1) == labels).sum())
     assert float(dense['test_accuracy']) == pytest.approx(right / 22, abs=1e-6)

@@ -32,6 +32,11 @@ def tiny(directory: Path, **fields: object) -> ml_collections.ConfigDict:
     return config
 
 
+def convnet(directory: Path, **fields: object) -> ml_collections.ConfigDict:
+    """A run of the convolutional network, in turn: `vmap` of convolutions is slow to compile."""
+    return tiny(directory, model__name='convnet', replicate_by='map', **fields)
+
+
 @pytest.fixture(scope='session')
 def prepared(tmp_path_factory):
     return tmp_path_factory.mktemp('tfds')
@@ -54,7 +59,7 @@ def finished(prepared, tmp_path_factory):
             timing(*args)
 
         patch.setattr(results, 'append_timing', count)
-        loop.run(tiny(prepared, model__name='convnet'), workdir)
+        loop.run(convnet(prepared), workdir)
     jax.monitoring.clear_event_listeners()
     return workdir, levels
 
@@ -103,7 +108,7 @@ def test_everything_is_written(finished):
 
 def test_the_saved_model_computes_what_was_reported(finished, prepared):
     workdir, _ = finished
-    config = tiny(prepared, model__name='convnet')
+    config = convnet(prepared)
     path = workdir / 'models/replicate_0/lr_rewind.safetensors'
     variables, masks, about = results.read_model(path)
     assert jp.masks.density(masks) == float(rows_of(workdir)[2]['density'])
@@ -145,7 +150,7 @@ def test_the_file_names_what_it_holds(finished):
 def test_a_finished_run_is_left_as_it_is(finished, prepared):
     workdir, _ = finished
     before = (workdir / 'results.csv').read_bytes()
-    loop.run(tiny(prepared, model__name='convnet'), workdir)
+    loop.run(convnet(prepared), workdir)
     assert (workdir / 'results.csv').read_bytes() == before
 
 
@@ -155,11 +160,11 @@ def test_another_config_is_refused_and_nothing_is_touched(finished, prepared):
     with pytest.raises(
         BadInput, match=r'(?s)run of another config.*train.batch_size: 64 there, 32'
     ):
-        loop.run(tiny(prepared, model__name='convnet', train__batch_size=32), workdir)
+        loop.run(convnet(prepared, train__batch_size=32), workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
 
 
-@pytest.mark.parametrize('name', ['adam', 'adamw'])
+@pytest.mark.parametrize('name', [pytest.param('adam', marks=pytest.mark.slow), 'adamw'])
 def test_other_optimizers_scores_and_allocations(prepared, tmp_path, name):
     config = tiny(
         prepared,

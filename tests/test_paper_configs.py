@@ -3,6 +3,7 @@
 import importlib
 
 import jax
+import photographs
 import pytest
 import tensorflow_datasets as tfds
 from test_loop import rows_of
@@ -43,8 +44,13 @@ def test_it_runs_on_mock_data(name, density, tmp_path, monkeypatch):
             'retrain.techniques': ('lr_rewind',),
         }
     )
-    with tfds.testing.mock_data(num_examples=8):
+    if config.data.streaming:  # TFDS cannot mock encoded images without TensorFlow
+        photographs.prepare(tmp_path)
+        config.data.name, config.data.directory = 'photographs', str(tmp_path)
         loop.run(config, tmp_path / 'run')
+    else:
+        with tfds.testing.mock_data(num_examples=8):
+            loop.run(config, tmp_path / 'run')
     dense, pruned = rows_of(tmp_path / 'run')
     assert dense['level'] == '0'
     assert float(pruned['density']) == pytest.approx(density, abs=0.01)

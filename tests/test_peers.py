@@ -30,6 +30,7 @@ METHODS = {
         inner, 0.5, gradual.periodic(2), **options
     ),
 }
+SOME = [name if name == 'rigl' else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
 
 def parameters():
@@ -67,24 +68,24 @@ def train(tx, params, *, steps=6, dtype=jnp.float32, **extra_args):
 
 
 @pytest.mark.parametrize('packed', [False, True])
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', SOME)
 def test_biases_in_the_tree_and_packed_masks(method, packed):
     _, kept = train(METHODS[method](optax.adam(0.01), packed=packed), parameters())
     assert kept['first']['bias'] is None
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', SOME)
 def test_bfloat16_gradients_with_float32_adam(method):
     params, _ = train(METHODS[method](optax.adam(0.01)), parameters(), dtype=jnp.bfloat16)
     assert params['first']['kernel'].dtype == jnp.float32
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', SOME)
 def test_extra_arguments_of_the_optimizer(method):
     train(METHODS[method](optax.polyak_sgd(0.01)), parameters(), value=jnp.float32(1))
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', SOME)
 @pytest.mark.parametrize(
     'inner',
     [optax.rmsprop(0.01), optax.inject_hyperparams(optax.sgd)(0.01)],
@@ -94,7 +95,7 @@ def test_any_state_of_the_optimizer(method, inner):
     train(METHODS[method](inner), parameters())
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', SOME)
 def test_tuples_nnx_states_and_nnx_optimizers(method):
     tx = METHODS[method](optax.adam(0.01))
     params = tuple(jax.tree.leaves(parameters()))

@@ -104,6 +104,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_at_every_kind_of_place_in_turn(left_alone, prepared, tmp_path):
     workdir = tmp_path / 'killed'
     for place, turns in PLACES:
@@ -128,7 +129,9 @@ def test_killed_at_random_times(prepared, tmp_path):
     assert kept_bytes(workdir) == kept_bytes(alone)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_asked_to_stop(left_alone, prepared, tmp_path, number):
     workdir = tmp_path / 'stopped'
     arguments = [sys.executable, '-u', '-m', 'train.main', *command(workdir, prepared)]

@@ -173,6 +173,7 @@ def test_entries_of_several_weights_by_hand():
     assert at(21) == [[True] * 3, [True] * 2, [True] * 3]
 
 
+@pytest.mark.slow
 def test_entries_of_several_weights_traced_batched_and_sharded():
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('x', 'y'))
     shapes, sizes, groups = [(16, 32), (64, 8), (8, 8)], (7, 2**33, 2), (0, 0, 1)
@@ -264,6 +265,7 @@ def test_top_of_no_leaves_and_of_empty_leaves():
     assert top([jnp.zeros((0, 3))], [0], (0,))[0].shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_large_leaves_are_counted_and_indexed_in_parts(monkeypatch):
     """With words of five bits, small leaves take the way of leaves past 2**32 entries."""
     leaves = [
@@ -283,6 +285,7 @@ def test_large_leaves_are_counted_and_indexed_in_parts(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 def test_vmap_over_replicates_with_their_own_counts():
     replicates = [random_leaves(seed, jnp.float32, ties=True) for seed in range(3)]
     leaves = jax.tree.map(lambda *x: jnp.stack(x), *replicates)
@@ -337,11 +340,16 @@ def test_new_counts_do_not_compile_anew():
 
 SPECS = [
     PartitionSpec('x'),
-    PartitionSpec(None, 'y'),
-    PartitionSpec('y', 'x'),
-    PartitionSpec(('x', 'y')),
-    PartitionSpec(None, ('y', 'x')),
-    PartitionSpec(),
+    *(
+        pytest.param(spec, marks=pytest.mark.slow)
+        for spec in (
+            PartitionSpec(None, 'y'),
+            PartitionSpec('y', 'x'),
+            PartitionSpec(('x', 'y')),
+            PartitionSpec(None, ('y', 'x')),
+            PartitionSpec(),
+        )
+    ),
 ]
 
 
@@ -376,6 +384,7 @@ def entries(shape):
     return sum(int(np.prod(dims)) for dims in sizes)
 
 
+@pytest.mark.slow
 def test_vmap_over_sharded_replicates():
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('x', 'y'))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 8, 16)).astype(np.float32))

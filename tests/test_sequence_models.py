@@ -217,7 +217,14 @@ def _train(model, inputs, labels, params, steps):
 
 
 @pytest.mark.promotes
-@pytest.mark.parametrize('name', ['conv1d', 'lstm', 'mlp1d', 'mlp256', 'transformer'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ('conv1d', 'lstm', 'mlp1d')),
+        pytest.param('transformer', marks=pytest.mark.slow),
+        'mlp256',
+    ],
+)
 def test_replicates_side_by_side_learn_by_heart_as_each_alone(name):
     model, inputs = _build(name, width=0.5), _inputs(name)
     shape = inputs.shape if name in TEXT else inputs.shape[:1]

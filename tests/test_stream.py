@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from photographs import SOURCE, jpeg, smooth
 from PIL import Image
 
 from train import data, stream
@@ -11,21 +12,6 @@ from train import data, stream
 SIZE = 24
 
 
-def jpeg(pixels, **options):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, 'JPEG', **options)
-    return buffer.getvalue()
-
-
-def smooth(seed, width, height):
-    """Pixels that differ from image to image and from place to place."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (5, 4, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-
-
-SOURCE = [
-    {'image': jpeg(smooth(i, 40 + i, 50 - i), quality=95), 'label': i % 11} for i in range(22)
-]
 NUMBERED = [{'image': np.full((8, 8, 3), i, np.uint8), 'label': i} for i in range(22)]
 
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_loop import rows_of, tiny
+from test_loop import convnet, rows_of, tiny
 
 import jaxprune as jp
 from train import checkpoint, loop, networks, report, results
@@ -51,7 +51,7 @@ def captured(config, workdir, patch):
 @pytest.fixture(scope='module')
 def watched(tmp_path_factory, unreported):
     folder = tmp_path_factory.mktemp('techniques')
-    config = tiny(folder, model__name='convnet', prune__levels=1, retrain__techniques=TECHNIQUES)
+    config = convnet(folder, prune__levels=1, retrain__techniques=TECHNIQUES)
     with pytest.MonkeyPatch.context() as patch:
         starts, ends = captured(config, folder / 'run', patch)
     with checkpoint.open_store(folder / 'run' / 'checkpoints', []) as store:
@@ -164,9 +164,8 @@ def test_moments_may_begin_afresh(tmp_path, monkeypatch):
 
 
 def test_rewound_to_step_0_under_masks_of_ones_the_dense_steps_come_again(tmp_path):
-    config = tiny(
+    config = convnet(
         tmp_path,
-        model__name='convnet',
         retrain__techniques=('weight_rewind',),
         retrain__rewind_step=0,
         retrain__reshuffle=False,
@@ -221,7 +220,7 @@ def test_any_score_allocation_and_pattern(tmp_path, fields):
 
 
 def test_a_small_dense_network_has_no_more_parameters(tmp_path):
-    config = tiny(tmp_path, retrain__techniques=('lr_rewind', 'small_dense'))
+    config = tiny(tmp_path, prune__levels=1, retrain__techniques=('lr_rewind', 'small_dense'))
     loop.run(config, tmp_path / 'run')
     rows = rows_of(tmp_path / 'run')
     pruned = [row for row in rows if row['technique'] == 'lr_rewind']
