@@ -248,41 +248,14 @@ QUICK = {
 
 
 def marked(case):
-    """The quick cases by default; the slow ones in CI; the rest of the table when asked for."""
+    """Of the quick functions one call by default and two in CI; the whole table when asked for."""
     call, dtype, function = case
-    if dtype == 'float32' and call == 'sharded rows, jit' and function in QUICK:
-        return case
-    mark = pytest.mark.slow if call in called(dtype, function) else pytest.mark.exhaustive
-    return pytest.param(*case, marks=mark)
-
-
-# Of those that share their code with another, the ones that stand for it: in bfloat16, packed, in a
-# scan. Every score, and what is neither a choice nor a wrapper, stands for itself.
-OF_PATTERNS = {'pattern blocks', 'pattern by path'}
-OF_METHODS = {'prune', 'prune by leaf, running', 'straight_through', 'rigl'}
-OF_PACKED = {'prune packed', 'straight_through packed', 'rigl packed'}
-IN_SCAN = SCORES.keys() | OTHERS.keys() | {'global_top', 'leaf_top'}
-
-
-def called(dtype, function):
-    """The calls that CI makes, one for each way through the code."""
-    rows, columns = 'sharded rows, jit', 'sharded columns, jit'
-    pattern = function.startswith('pattern ')
-    if dtype == 'bfloat16':  # fewer passes find the threshold, also of replicates
-        calls = {rows, 'vmap'} if function in {'global_top', 'leaf_top'} else {rows}
-        stands = not (function in WRAPPERS or pattern) or function in OF_PATTERNS | OF_METHODS
-        return calls if stands else set()
-    if function.endswith(' packed'):  # the masks in the state alone differ
-        calls = {rows} if function in OF_PACKED else set()
-    elif function in WRAPPERS:  # `trained` scans; pmap is a shard_map, and so by QUICK alone
-        calls = {'vmap', 'shard_map', rows}
-        calls |= {columns} if function in {'prune by leaf, running', 'rigl'} else set()
-    else:
-        calls = {'vmap', 'shard_map', rows, columns}
-        calls |= {'scan'} if function in IN_SCAN else set()
-        # tests/test_patterns.py calls each pattern eagerly
-        calls |= set() if pattern else {'eager'}
-    return calls | {'pmap'} if function in QUICK else calls
+    if dtype == 'float32' and function in QUICK:
+        if call == 'sharded rows, jit':
+            return case
+        if call in ('vmap', 'shard_map'):
+            return pytest.param(*case, marks=pytest.mark.slow)
+    return pytest.param(*case, marks=pytest.mark.exhaustive)
 
 
 @pytest.fixture(autouse=True)
@@ -302,7 +275,7 @@ def test_same_bits(call, dtype, function):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('name', METHODS)
 def test_packed_training_is_the_same(name):
     params, state = plain(name, 'float32')
@@ -330,7 +303,10 @@ def test_a_traced_density_is_one_trace(function):
 @pytest.mark.parametrize('axis', [0, 1])
 @pytest.mark.parametrize(
     'pattern',
-    [None, *(p if p == 'by path' else pytest.param(p, marks=pytest.mark.slow) for p in PATTERNS)],
+    [
+        None,
+        *(p if p == 'by path' else pytest.param(p, marks=pytest.mark.exhaustive) for p in PATTERNS),
+    ],
 )
 def test_masks_lie_where_their_weights_lie(axis, pattern):
     placed = []

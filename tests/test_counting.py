@@ -63,7 +63,7 @@ def test_count_over_leaves():
     assert float(counting.to_float(counting.from_int(3 * 2**40))) == 3 * 2.0**40
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_count_past_two_to_the_31():
     leaf = jnp.ones((2**14, 2**14), bool)
     assert counting.to_int(counting.count([leaf] * 10)) == 10 * 2**28

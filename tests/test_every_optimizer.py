@@ -95,7 +95,7 @@ NUMBERS_ONLY = {
 WITH_RATE = [name for name, given in OPTIMIZERS.items() if not callable(given) and takes_rate(name)]
 
 
-def unless_few(names, mark=pytest.mark.slow):
+def unless_few(names, mark=pytest.mark.exhaustive):
     return [name if name in FEW else pytest.param(name, marks=mark) for name in names]
 
 
@@ -134,7 +134,7 @@ def compiled(tx, name):
     return hasty(step)
 
 
-@pytest.mark.parametrize('name', unless_few(OPTIMIZERS))
+@pytest.mark.parametrize('name', unless_few(OPTIMIZERS, pytest.mark.slow))
 def test_pruned_weights_are_zero_after_each_update(name):
     params = first = weights(name)  # dense, so the first update must land them on zero
     masks = half(params)
@@ -173,9 +173,7 @@ def test_regrowth_holds_its_masks(name):
     check_regrowth(tx, name)
 
 
-@pytest.mark.parametrize(
-    'name', unless_few(sorted(OPTIMIZERS.keys() - NOT_FOR_RIGL.keys()), pytest.mark.exhaustive)
-)
+@pytest.mark.parametrize('name', unless_few(sorted(OPTIMIZERS.keys() - NOT_FOR_RIGL.keys())))
 def test_rigl_holds_its_masks(name):
     inner = optax.chain(make(name), optax.scale(-0.1)) if name in CLIMBERS else make(name)
     check_regrowth(gradual.rigl(inner, 0.5, jax.random.key(0), every=2, end=6, fraction=0.6), name)
@@ -213,7 +211,7 @@ def test_gradual_pruning_by_leaf_holds_its_masks(name):
     check_gradual(tx, name, 62 if name == 'lookahead' else 31)
 
 
-@pytest.mark.parametrize('name', unless_few(OPTIMIZERS, pytest.mark.exhaustive))
+@pytest.mark.parametrize('name', unless_few(OPTIMIZERS))
 def test_gradual_pruning_holds_its_masks(name):
     middle = round((108 if name == 'lookahead' else 54) * (1 - 0.5 * 7 / 8))
     check_gradual(gradual.prune(make(name), 0.5, gradual.cubic(0, 4, 2)), name, middle)

@@ -84,7 +84,7 @@ def test_one_trace_and_donated_arguments(name):
     assert any((early[k] != late[k]).any() for k in 'ab') == (name != 'static')
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('name', METHODS)
 def test_resumed_training_has_the_same_bits(name):
     tx, step, traces = jitted(name)
@@ -98,7 +98,7 @@ def test_resumed_training_has_the_same_bits(name):
     assert len(traces) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('name', METHODS)
 def test_packed_in_a_scan(name):
     tx = METHODS[name](packed=True)
@@ -114,7 +114,9 @@ def test_packed_in_a_scan(name):
         same(tuple(jax.tree.map(lambda x, i=i: np.asarray(x[i]), found)), tuple(expected))
 
 
-@pytest.mark.parametrize('name', [pytest.param('straight_through', marks=pytest.mark.slow), 'rigl'])
+@pytest.mark.parametrize(
+    'name', [pytest.param('straight_through', marks=pytest.mark.exhaustive), 'rigl']
+)
 def test_replicates_under_vmap(name):
     tx = METHODS[name]()
     seeds = [jax.tree.map(jnp.asarray, cases.dyadic(seed)) for seed in (0, 1)]
@@ -129,7 +131,7 @@ def test_replicates_under_vmap(name):
             same(here(*found), expected[seed][i])
 
 
-@pytest.mark.parametrize('name', [pytest.param('prune', marks=pytest.mark.slow), 'rigl'])
+@pytest.mark.parametrize('name', [pytest.param('prune', marks=pytest.mark.exhaustive), 'rigl'])
 def test_pmap(name):
     tx = METHODS[name]()
     params, state = jax.tree.map(lambda x: jnp.stack([x] * DEVICES), begin(tx))
@@ -140,12 +142,12 @@ def test_pmap(name):
         same(here(*found), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ('name', 'packed'),
     [
         *(
-            pytest.param(name, packed, marks=pytest.mark.slow)
+            pytest.param(name, packed, marks=pytest.mark.exhaustive)
             for name, packed in [
                 ('prune', True),
                 ('straight_through', True),

@@ -106,7 +106,7 @@ def test_density_is_exact():
     assert jp.masks.density(masks) == 2 / 7
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_density_is_exact_beyond_2_to_the_31():
     leaf = jnp.ones(2**28, bool)
     odd = leaf.at[5].set(False)

@@ -29,7 +29,9 @@ def compiled(groups):
 
 
 @pytest.mark.parametrize('groups', [(0,) * 7, tuple(range(7)), (0, 1, 0, 1, 1, 0, 1)])
-@pytest.mark.parametrize('dtype', [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
+@pytest.mark.parametrize(
+    'dtype', [pytest.param(jnp.float32, marks=pytest.mark.exhaustive), jnp.bfloat16]
+)
 @pytest.mark.parametrize('ties', [False, True])
 def test_top_is_the_start_of_a_stable_sort(groups, dtype, ties):
     leaves = random_leaves(0, dtype, ties=ties, shapes=SHAPES)
@@ -53,7 +55,7 @@ def test_equal_entries_are_taken_in_order_across_rows(value):
         assert flat[:keep].all() and not flat[keep:].any()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_leaves_past_32_bits_go_by_places(monkeypatch):
     """With words of ten bits, leaves of more entries take the way by places."""
     leaves = random_leaves(1, jnp.float32, ties=True, shapes=SHAPES[:4])
@@ -66,7 +68,9 @@ def test_leaves_past_32_bits_go_by_places(monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'dtype', [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.exhaustive)]
+)
 @pytest.mark.parametrize('function', [masks.global_top, masks.leaf_top])
 def test_replicates_in_turn_are_those_alone(function, dtype):
     run = jax.jit(functools.partial(function, density=0.3))
@@ -83,7 +87,7 @@ def test_replicates_in_turn_are_those_alone(function, dtype):
             np.testing.assert_array_equal(c[i // 3, i % 3], a)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_replicates_of_one_tree_with_their_own_densities():
     leaves = random_leaves(0, jnp.float32, ties=True, shapes=((3, 700), (40,)))
     densities = jnp.array([0.1, 0.5, 0.9], jnp.float32)

@@ -140,7 +140,7 @@ def test_n_of_m_is_not_complete_at_once():
     assert masks.density(kept) == pytest.approx(0.99, abs=3 / 4000)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_hundred_million_weights_keep_exactly_a_tenth():
     """10,000,002 elsewhere, where counts are float32."""
     weights = [jax.random.normal(jax.random.key(i), (5000, 5000)) for i in range(4)]

@@ -114,7 +114,7 @@ def test_killed_at_every_kind_of_place_in_turn(left_alone, prepared, tmp_path):
     assert kept_bytes(workdir) == left_alone
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_at_random_times(prepared, tmp_path):
     """With batch statistics, in a network that takes its time to compile."""
     alone, workdir, draw = tmp_path / 'alone', tmp_path / 'killed', random.Random(0)
@@ -130,7 +130,7 @@ def test_killed_at_random_times(prepared, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]
 )
 def test_asked_to_stop(left_alone, prepared, tmp_path, number):
     workdir = tmp_path / 'stopped'

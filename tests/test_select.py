@@ -16,6 +16,10 @@ SHAPES = ((7,), (3, 4), (), (0, 5), (2, 3, 5), (40, 30))
 MIXED = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
+def rest(value):
+    return pytest.param(value, marks=pytest.mark.exhaustive)
+
+
 def by_sort(leaves, keeps, groups):
     """Slow truth: a stable sort of each group's leaves, end to end."""
     masks = [np.zeros(leaf.shape, bool) for leaf in leaves]
@@ -62,9 +66,7 @@ def test_top_by_hand():
     assert swapped == [[[True, False], [True, True]], [False, True, False]]
 
 
-@pytest.mark.parametrize(
-    'dtype', [*(pytest.param(dtype, marks=pytest.mark.slow) for dtype in MIXED), None]
-)
+@pytest.mark.parametrize('dtype', [*map(rest, MIXED), None])
 @pytest.mark.parametrize('ties', [False, True])
 @pytest.mark.parametrize('groups', [(0,) * 6, tuple(range(6)), (0, 1, 0, 1, 1, 0)])
 def test_top_is_the_start_of_a_stable_sort(dtype, ties, groups):
@@ -125,12 +127,12 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize('sizes', WEIGHTS, ids=str)
-@pytest.mark.parametrize('ties', [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize('ties', [rest(False), True])
 @pytest.mark.parametrize(
     'groups',
     [
-        pytest.param((0,) * 6, marks=pytest.mark.slow),
-        pytest.param(tuple(range(6)), marks=pytest.mark.slow),
+        rest((0,) * 6),
+        rest(tuple(range(6))),
         (0, 1, 0, 1, 1, 0),
     ],
 )
@@ -173,7 +175,7 @@ def test_entries_of_several_weights_by_hand():
     assert at(21) == [[True] * 3, [True] * 2, [True] * 3]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_entries_of_several_weights_traced_batched_and_sharded():
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('x', 'y'))
     shapes, sizes, groups = [(16, 32), (64, 8), (8, 8)], (7, 2**33, 2), (0, 0, 1)
@@ -265,7 +267,7 @@ def test_top_of_no_leaves_and_of_empty_leaves():
     assert top([jnp.zeros((0, 3))], [0], (0,))[0].shape == (0, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_large_leaves_are_counted_and_indexed_in_parts(monkeypatch):
     """With words of five bits, small leaves take the way of leaves past 2**32 entries."""
     leaves = [
@@ -285,7 +287,7 @@ def test_large_leaves_are_counted_and_indexed_in_parts(monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_vmap_over_replicates_with_their_own_counts():
     replicates = [random_leaves(seed, jnp.float32, ties=True) for seed in range(3)]
     leaves = jax.tree.map(lambda *x: jnp.stack(x), *replicates)
@@ -340,20 +342,15 @@ def test_new_counts_do_not_compile_anew():
 
 SPECS = [
     PartitionSpec('x'),
-    *(
-        pytest.param(spec, marks=pytest.mark.slow)
-        for spec in (
-            PartitionSpec(None, 'y'),
-            PartitionSpec('y', 'x'),
-            PartitionSpec(('x', 'y')),
-            PartitionSpec(None, ('y', 'x')),
-            PartitionSpec(),
-        )
-    ),
+    PartitionSpec(None, 'y'),
+    PartitionSpec('y', 'x'),
+    PartitionSpec(('x', 'y')),
+    PartitionSpec(None, ('y', 'x')),
+    PartitionSpec(),
 ]
 
 
-@pytest.mark.parametrize('spec', SPECS, ids=str)
+@pytest.mark.parametrize('spec', [SPECS[0], *map(rest, SPECS[1:])], ids=str)
 @pytest.mark.parametrize('groups', [(0, 0, 0), (0, 1, 2)])
 def test_sharded_equals_single_device_and_moves_counts_only(spec, groups):
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('x', 'y'))
@@ -384,7 +381,7 @@ def entries(shape):
     return sum(int(np.prod(dims)) for dims in sizes)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_vmap_over_sharded_replicates():
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('x', 'y'))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 8, 16)).astype(np.float32))

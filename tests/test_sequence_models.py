@@ -220,8 +220,8 @@ def _train(model, inputs, labels, params, steps):
 @pytest.mark.parametrize(
     'name',
     [
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ('conv1d', 'lstm', 'mlp1d')),
-        pytest.param('transformer', marks=pytest.mark.slow),
+        *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ('conv1d', 'lstm', 'mlp1d')),
+        pytest.param('transformer', marks=pytest.mark.exhaustive),
         'mlp256',
     ],
 )

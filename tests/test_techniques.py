@@ -21,6 +21,7 @@ def unreported():
     """Reports have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, 'write', lambda *_: None)
+        patch.setattr(jax, 'device_count', lambda: 1)  # as many as there are cores to run them
         yield
 
 
@@ -254,8 +255,13 @@ def test_the_width_of_a_small_network_by_hand():
         networks.width_of(10, total, lambda width: 111)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('by', ['vmap', 'map'])
+@pytest.mark.parametrize(
+    'by',
+    [
+        pytest.param('vmap', marks=pytest.mark.slow),
+        pytest.param('map', marks=pytest.mark.exhaustive),
+    ],
+)
 def test_replicates_together_are_those_trained_alone(tmp_path, by):
     config = tiny(tmp_path, replicates=2, replicate_by=by, prune__levels=1, train__batch_size=32)
     loop.run(config, tmp_path / 'two')
@@ -274,7 +280,8 @@ def test_replicates_together_are_those_trained_alone(tmp_path, by):
         assert float(other['test_bits']) == pytest.approx(float(row['test_bits']), rel=0.05)
 
 
-def test_replicates_lie_over_the_devices_where_they_divide_evenly(tmp_path):
+def test_replicates_lie_over_the_devices_where_they_divide_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, 'device_count', lambda: len(jax.devices()))
     config = tiny(tmp_path, replicates=8, prune__levels=1, retrain__techniques=('lr_rewind',))
     made, pipeline = loop.prepare(config)
     segments = loop.lay_out(config)

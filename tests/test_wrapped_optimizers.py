@@ -20,7 +20,7 @@ METHODS = {
     'rigl': lambda tx: gradual.rigl(tx, 0.5, jax.random.key(0), every=1, end=4),
 }
 QUICK = [
-    name if name in ('packed', 'rigl') else pytest.param(name, marks=pytest.mark.slow)
+    name if name in ('packed', 'rigl') else pytest.param(name, marks=pytest.mark.exhaustive)
     for name in METHODS
 ]
 
@@ -156,7 +156,7 @@ DTYPES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('moments', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('gradient', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('weight', [jnp.float32, jnp.bfloat16])
