@@ -24,8 +24,11 @@ SOURCE = [
 ]
 
 
+SPLITS = ('train', 'validation', 'test', 'visible')
+
+
 class Photographs(tfds.core.GeneratorBasedBuilder):
-    """JPEGs of several sizes and 1,000 classes; the labels of 'test' are not published."""
+    """JPEGs of several sizes and 1,000 classes; 'test' hides its labels, 'visible' does not."""
 
     VERSION = tfds.core.Version('1.0.0')
 
@@ -41,7 +44,7 @@ class Photographs(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in ('train', 'validation', 'test')}
+        return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split):
         for i, example in enumerate(SOURCE):

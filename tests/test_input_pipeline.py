@@ -120,10 +120,10 @@ def test_other_keys_are_another_order(prepared):
 
 
 def test_a_validation_split_that_is_not_tested_on_is_picked_from(prepared):
-    pipeline = opened(streaming(prepared, data__test_split='test'))
+    pipeline = opened(streaming(prepared, data__test_split='visible'))
     assert pipeline.examples == {'train': 22, 'validation': 5, 'test': 22}
     with pytest.raises(ValueError, match=r'validation_examples=23 must be .* at most 22'):
-        opened(streaming(prepared, data__test_split='test', data__validation_examples=23))
+        opened(streaming(prepared, data__test_split='visible', data__validation_examples=23))
 
 
 def test_scores_see_the_first_training_images(prepared):
@@ -173,6 +173,7 @@ def test_what_a_stream_cannot_do(tmp_path, fields, message):
         ({'data__name': 'digits'}, "'digits' needs supervised_keys that name an RGB image"),
         ({'data__name': 'imagenet2012'}, "'imagenet2012' is not prepared"),
         ({'data__test_split': 'train'}, "test_split='train' would test on what is trained on"),
+        ({'data__test_split': 'test'}, "'photographs' hides the labels of the test part"),
         ({'data__test_split': 'half'}, "needs the splits 'train' and 'half'"),
         ({'train__batch_size': 24}, 'batch_size is 24, more than the 17 training examples'),
         (

@@ -128,14 +128,7 @@ WEIGHTS = [
 
 @pytest.mark.parametrize('sizes', WEIGHTS, ids=str)
 @pytest.mark.parametrize('ties', [rest(False), True])
-@pytest.mark.parametrize(
-    'groups',
-    [
-        rest((0,) * 6),
-        rest(tuple(range(6))),
-        (0, 1, 0, 1, 1, 0),
-    ],
-)
+@pytest.mark.parametrize('groups', [rest((0,) * 6), rest(tuple(range(6))), (0, 1, 0, 1, 1, 0)])
 def test_entries_of_several_weights_against_loops(sizes, ties, groups):
     rng = np.random.default_rng(0)
     for seed in range(2):

@@ -114,6 +114,12 @@ def _streamed(config: ml_collections.ConfigDict, mesh: Mesh, steps: int) -> Inpu
     decoders = {keys[0]: tfds.decode.SkipDecoding()}
     sources = data.sources(c.name, builder, c.test_split, decoders=decoders)
     parts = _parts(sources, c.validation_examples, c.split_seed)
+    for name, part in parts.items():
+        if part[0][keys[1]] < 0:
+            raise DatasetError(
+                f'{c.name!r} hides the labels of the {name} part: set config.data.test_split to a '
+                'split that has them'
+            )
     options = {'batch_size': batch, 'image_size': c.image_size, 'workers': c.workers, 'keys': keys}
     over = lambda *axes: NamedSharding(mesh, P(*axes))
 
