@@ -137,6 +137,14 @@ def test_search_cost_of_rounds_of_one_shot_and_of_small_networks():
     assert statistics.search_steps(rows, 'small_dense')[1] == 300
 
 
+def test_the_search_of_a_control_that_branches_off_holds_that_of_the_first_technique():
+    same = [(0.9, 0.9, 0.9)] * LEVELS
+    rows = table({'lr_rewind': same, 'reinit': same}, step=100)  # the dense 100, rounds of 100
+    steps, whole = statistics.search_steps(rows, 'reinit', 'lr_rewind')
+    assert (steps.tolist(), whole) == ([200, 300, 400], 100 + 2 * 100 + 3 * 100)
+    assert statistics.search_steps(rows, 'lr_rewind', 'lr_rewind')[1] == 400
+
+
 def test_the_deviation_is_the_sample_one():
     assert statistics.mean_std([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert statistics.mean_std([1.0]) == (1.0, None)

@@ -15,8 +15,9 @@ from train.report.sentences import count
 def cost(study: Study) -> Section:
     """Tabulates the search cost in epochs, per level and in total, and the wall time."""
     batch, examples = study.config['train']['batch_size'], study.about['dataset']['train_examples']
+    lead, *_ = study.config['retrain']['techniques']
     searches = {
-        technique: statistics.search_steps(study.results, technique)
+        technique: statistics.search_steps(study.results, technique, lead)
         for technique in study.techniques
     }
     dense = study.results.train_steps[study.results.technique == DENSE].mean()

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 DENSE = 'dense'
 FROM_SCRATCH = 'small_dense'
+BRANCHES = ('shuffled_masks', 'reinit')  # prune the networks of the first technique
 TECHNIQUES = {
     'lr_rewind': 'learning-rate rewinding',
     'weight_rewind': 'weight rewinding',

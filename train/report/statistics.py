@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from train.report.names import DENSE, Metric
+from train.report.names import BRANCHES, DENSE, Metric
 
 RESAMPLES = 9999
 SEED = 0
@@ -172,16 +172,20 @@ def unbroken(table: pd.DataFrame, criterion: float) -> float | None:
     return largest(table[(table.delta >= criterion - _ROUNDING).cummin()], criterion)
 
 
-def search_steps(results: pd.DataFrame, technique: str) -> tuple[pd.Series, float]:
+def search_steps(
+    results: pd.DataFrame, technique: str, lead: str | None = None
+) -> tuple[pd.Series, float]:
     """Counts the optimizer steps of a search: per level, and for all levels together.
 
     Steps that grow with the level are those of rounds, each from the one before; steps that do not
     are those of one-shot pruning, each level from the dense network. A small dense network needs
-    no dense training.
+    no dense training. Shuffled masks and reinitialised tickets branch off from each network of
+    the first technique, whose search theirs holds up to the last but one level.
 
     Args:
       results: rows with `technique`, `level` and `train_steps`.
       technique: which.
+      lead: the first technique.
 
     Returns:
       The steps that each level's network has cost, and those of the whole search.
@@ -191,7 +195,11 @@ def search_steps(results: pd.DataFrame, technique: str) -> tuple[pd.Series, floa
     if technique == 'small_dense':
         return steps, float(steps.sum())
     if (steps.diff().dropna() > 0).all():
-        return steps, float(steps.iloc[-1])
+        trunk = results[results.technique == lead].groupby('level').train_steps.mean()
+        if technique not in BRANCHES or not set(steps.index[:-1]) <= set(trunk.index):
+            return steps, float(steps.iloc[-1])
+        pruned = pd.Series([dense, *trunk.loc[steps.index[:-1]]], steps.index)
+        return steps, float(pruned.iloc[-1] + (steps - pruned).sum())
     return steps, float(dense + (steps - dense).sum())
 
 
