@@ -2,11 +2,12 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs import digits
 from train import config as config_lib
-from train import techniques
+from train import rates, techniques
 from train import trainer as trainer_lib
 from train.errors import BadInput
 
@@ -47,6 +48,11 @@ def test_densities_by_rate_or_by_list():
         ('optimizer.weight_decay', -1.0, 'expected at least 0'),
         ('schedule.warmup_steps', 900, 'warmup_steps is 900'),
         ('schedule.drops', (0.5, 1.5), r'drops is \(0.5, 1.5\), expected shares'),
+        ('schedule.drops', (0.5, 0.5), 'each at a step of its own'),
+        ('schedule.drops', (0.5, 0.9999), 'each at a step of its own'),
+        ('optimizer.weight_decay', float('inf'), 'expected at least 0, finite'),
+        ('seed', 2**32, r'seed is 4294967296, expected in \[0, 2\*\*32\)'),
+        ('prune.layer_densities', 'resnet56_a', "model.name is 'lenet300', expected resnet56"),
         ('schedule.drop_factor', 0.0, r'expected in \(0, 1\]'),
         ('retrain.techniques', (), 'expected some of lr_rewind'),
         ('retrain.techniques', ('lr_rewind', 'lr_rewind'), 'once each'),
@@ -107,3 +113,19 @@ def test_dispatches_divide_every_training(lengths, limit, expected):
     config = digits.get_config()
     config.train.steps_per_dispatch = limit
     assert trainer_lib.dispatch_steps(config, lengths) == expected
+
+
+def test_layers_that_are_named_leave_no_other_rules():
+    config = importlib.import_module('configs.cifar10_resnet56_filters').get_config()
+    config.prune.floor = 0.1
+    with pytest.raises(BadInput, match=r'floor is 0\.1, expected 0 where prune'):
+        config_lib.check(config, devices=1)
+
+
+@pytest.mark.parametrize('rate', [0.1, 0.4, 3e-3])
+def test_a_constant_rate_is_one(rate):
+    config = digits.get_config()
+    config.optimizer.learning_rate, config.schedule.drops = rate, ()
+    config.schedule.warmup_steps = 50
+    schedule = rates.rates(config).schedule
+    assert float(schedule(899)) == np.float32(rate)

@@ -1,5 +1,11 @@
 """Runs on data that are streamed: the same promises as on data in memory."""
 
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import jax
 import numpy as np
 import photographs
@@ -12,6 +18,7 @@ from train import config as config_lib
 from train import input_pipeline, loop, models, report, results, stream
 from train import step as step_lib
 from train import trainer as trainer_lib
+from train.data import DatasetError
 from train.errors import BadInput, Interrupted
 
 pytestmark = pytest.mark.promotes  # optax and flax do
@@ -172,8 +179,12 @@ def test_what_a_stream_cannot_do(tmp_path, fields, message):
     [
         ({'data__name': 'digits'}, "'digits' needs supervised_keys that name an RGB image"),
         ({'data__name': 'imagenet2012'}, "'imagenet2012' is not prepared"),
-        ({'data__test_split': 'train'}, "test_split='train' would test on what is trained on"),
+        (
+            {'data__test_split': 'train'},
+            "test_split is 'train': name a whole split",
+        ),
         ({'data__test_split': 'test'}, "'photographs' hides the labels of the test part"),
+        ({'data__test_split': 'visible[:50%]'}, 'name a whole split that is not trained on'),
         ({'data__test_split': 'half'}, "needs the splits 'train' and 'half'"),
         ({'train__batch_size': 24}, 'batch_size is 24, more than the 17 training examples'),
         (
@@ -185,3 +196,46 @@ def test_what_a_stream_cannot_do(tmp_path, fields, message):
 def test_data_that_cannot_be_streamed(prepared, fields, message):
     with pytest.raises(BadInput, match=message):
         loop.prepare(streaming(prepared, **fields))
+
+
+@pytest.mark.parametrize('label', [-1, 1000])
+def test_a_label_that_is_no_class_ends_the_run(prepared, monkeypatch, label):
+    pipeline = opened(streaming(prepared))
+    batches = lambda *_, **__: ((images, labels) for images, labels in [(np.zeros(8), spoilt)])
+    spoilt = np.array([0, 1, 2, label, 4, 5, 6, 7])
+    monkeypatch.setattr(stream, 'eval_batches', batches)
+    with pytest.raises(DatasetError, match=r"'photographs' cannot be streamed: labels are not in"):
+        list(pipeline.evaluate('test'))
+
+
+@pytest.mark.slow  # processes are started
+def test_ctrl_c_is_left_to_the_process_that_trains():
+    """A terminal sends it to the workers too."""
+    code = """
+import os, signal
+from photographs import SOURCE
+from train import interrupt, stream
+if __name__ == '__main__':
+    with interrupt.requested() as interrupted:
+        options = {'batch_size': 6, 'seed': 0, 'start_step': 0, 'image_size': 8, 'workers': 1}
+        batches = stream.train_batches(SOURCE, **options)
+        next(batches)
+        os.killpg(0, signal.SIGINT)
+        for _ in range(40):
+            next(batches)
+        batches.close()
+        print('signal', interrupted())
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / 'script.py'
+        script.write_text(code)
+        tests = Path(__file__).parent
+        done = subprocess.run(
+            [sys.executable, script],
+            env=os.environ | {'PYTHONPATH': f'{tests}{os.pathsep}{tests.parent}'},
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+            check=False,
+        )
+    assert 'signal 2' in done.stdout, done.stderr

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -15,7 +16,8 @@ import jaxprune as jp
 from configs import digits
 from train import data, loop, models, progress, results, workdirs
 from train import step as step_lib
-from train.errors import BadInput, Diverged
+from train.errors import BadInput, Diverged, Interrupted
+from train.report import page
 
 pytestmark = pytest.mark.promotes  # optax and flax do
 
@@ -229,6 +231,14 @@ def test_a_late_divergence_keeps_the_last_good_checkpoint(prepared, tmp_path, mo
         ('data.validation_examples', 5000, 'validation_examples=5000'),
         ('model.name', 'alexnet', 'alexnet'),
         ('train.batch_size', 8000, 'more than the 1200 training examples'),
+        ('data.test_split', 'train[:50%]', 'name a whole split that is not trained on'),
+        ('data.normalize', 'imagenet', 'for RGB images; an input of .* has the shape'),
+        ('prune.dense', ('nope',), 'config.prune does not fit the network: .*nope'),
+        ('prune.dense', (5,), 'config.prune does not fit the network'),
+        ('prune.floor', 0.6, 'config.prune does not fit the network: .*floor'),
+        ('prune.pattern', 'n_of_m', 'config.prune does not fit the network'),
+        ('model.name', 'transformer', 'the network of config.model does not train on inputs'),
+        ('model.name', 'conv1d', 'the network of config.model does not train on inputs'),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(prepared, tmp_path, field, value, message):
@@ -237,6 +247,27 @@ def test_bad_input_is_refused_before_anything_is_written(prepared, tmp_path, fie
     with pytest.raises(BadInput, match=message):
         loop.run(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_on_other_data_is_not_gone_on_with(finished, prepared, tmp_path):
+    shutil.copytree(finished[0], tmp_path / 'run')
+    path = tmp_path / 'run' / 'run.json'
+    about = json.loads(path.read_text())
+    about['dataset']['fingerprint']['train'] = 'another'
+    path.write_text(json.dumps(about))
+    with pytest.raises(BadInput, match=r'run\.json says that this run began on another dataset'):
+        loop.run(convnet(prepared), tmp_path / 'run')
+    assert json.loads(path.read_text()) == about
+
+
+def test_a_stopped_run_can_be_reported(prepared, tmp_path):
+    stops = iter([None] * 8 + [15])
+    with pytest.raises(Interrupted):
+        loop.run(tiny(prepared), tmp_path / 'run', lambda: next(stops))
+    page.write([tmp_path / 'run'], tmp_path / 'out')
+    assert 'Unfinished' in (tmp_path / 'out' / 'report.md').read_text()
+    timings = (tmp_path / 'run' / 'timings.csv').read_text().splitlines()
+    assert len(timings) == 1 + 4  # two rounds that were finished, the dense training, one stopped
 
 
 def test_a_workdir_that_cannot_be_written(prepared, tmp_path):

@@ -85,11 +85,15 @@ def test_a_choice_is_asked_for(tmp_path, select, message):
 def test_a_reference_that_is_no_such_table(tmp_path):
     with pytest.raises(BadInput, match=r'cannot be read: .*No such file'):
         reference.load(tmp_path / 'none.csv', {})
+    place = HEADER.split(',').index('compression')
     header = HEADER.replace('density', 'share').replace('test_min', 'least')
     with pytest.raises(BadInput, match='lacks the columns density, test_min; it has network, data'):
         reference.load(file(tmp_path, header=header), {})
     with pytest.raises(BadInput, match='values in delta_median that are no numbers'):
         reference.load(file(tmp_path, [ROWS[0][:-5] + 'x']), {})
+    negative = ','.join(['-2' if i == place else x for i, x in enumerate(ROWS[0].split(','))])
+    with pytest.raises(BadInput, match='compressions that are not above 0'):
+        reference.load(file(tmp_path, [negative]), {})
     with pytest.raises(BadInput, match='several rows for a method and density'):
         reference.load(file(tmp_path, [ROWS[0]] * 2), {'retrain_time': '90'})
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 import study_runs
 
@@ -209,3 +210,32 @@ def test_a_list_of_densities_is_the_plan(tmp_path):
     (directory / 'config.json').write_text(json.dumps(config))
     [run] = runs.load([directory]).runs
     assert run.planned - run.finished == {('lr_rewind', 4), ('fine_tune', 4)}
+
+
+def test_controls_that_retrain_after_others_are_no_replicates(tmp_path):
+    one = made(tmp_path, 'a', {'lr_rewind': LEVELS, 'random_masks': LEVELS}, seed=0)
+    other = made(tmp_path, 'b', {'weight_rewind': LEVELS, 'random_masks': LEVELS}, seed=1)
+    with pytest.raises(BadInput, match=r'first of retrain\.techniques is lr_rewind and weight'):
+        runs.load([one, other])
+
+
+@pytest.mark.parametrize(('old', 'new'), [('lr_rewind,1,', 'lr_rewind,1.5,'), (',1,', ',-1,')])
+def test_levels_are_whole_numbers(tmp_path, old, new):
+    directory = made(tmp_path)
+    edit(directory / 'results.csv', old, new)
+    with pytest.raises(BadInput, match='level is no whole number from 0'):
+        runs.load([directory])
+
+
+def test_levels_saved_again_as_decimals_are_read(tmp_path):
+    directory = made(tmp_path)
+    path = directory / 'results.csv'
+    pd.read_csv(path).astype({'level': float}).to_csv(path, index=False)
+    assert runs.load([directory]).results.level.tolist()[:3] == [0, 0, 0]
+
+
+def test_a_table_that_is_no_text(tmp_path):
+    directory = made(tmp_path)
+    (directory / 'results.csv').write_bytes(b'\xff\n')
+    with pytest.raises(BadInput, match=r'results\.csv is no text'):
+        runs.load([directory])

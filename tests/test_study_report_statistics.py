@@ -148,3 +148,12 @@ def test_the_search_of_a_control_that_branches_off_holds_that_of_the_first_techn
 def test_the_deviation_is_the_sample_one():
     assert statistics.mean_std([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert statistics.mean_std([1.0]) == (1.0, None)
+
+
+def test_a_technique_is_compared_with_the_dense_networks_of_its_own_replicates():
+    rows = table({'lr_rewind': [(0.90,)], 'fine_tune': [(0.95,)]}, dense=(0.90,), levels=1)
+    other = rows[rows.technique != 'lr_rewind'].assign(unit='1/0')
+    other.loc[other.technique == 'dense', ['val_accuracy', 'test_accuracy']] = 0.96
+    both = pd.concat([rows[rows.technique != 'fine_tune'], other])
+    assert statistics.deltas(both, 'lr_rewind', 'test').delta.tolist() == pytest.approx([0])
+    assert statistics.deltas(both, 'fine_tune', 'test').delta.tolist() == pytest.approx([-0.01])

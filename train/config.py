@@ -67,6 +67,8 @@ def _check(config: ml_collections.ConfigDict, devices: int) -> None:
     for name, choices in _CHOICES.items():
         if _field(config, name) not in choices:
             raise _bad(name, _field(config, name), f'one of {", ".join(choices)}')
+    if not 0 <= config.seed < 2**32:
+        raise _bad('seed', config.seed, 'in [0, 2**32)')
     for name in _AT_LEAST_ONE:
         if _field(config, name) < 1:
             raise _bad(name, _field(config, name), 'at least 1')
@@ -116,13 +118,15 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
         raise _bad('optimizer.learning_rate', c.optimizer.learning_rate, 'above 0, finite')
     if not 0 <= c.optimizer.momentum < 1:
         raise _bad('optimizer.momentum', c.optimizer.momentum, 'in [0, 1)')
-    if not c.optimizer.weight_decay >= 0:
-        raise _bad('optimizer.weight_decay', c.optimizer.weight_decay, 'at least 0')
+    if not 0 <= c.optimizer.weight_decay < float('inf'):
+        raise _bad('optimizer.weight_decay', c.optimizer.weight_decay, 'at least 0, finite')
     if not 0 <= c.schedule.warmup_steps < c.train.steps:
         raise _bad('schedule.warmup_steps', c.schedule.warmup_steps, 'in [0, train.steps)')
-    first = c.schedule.warmup_steps / c.train.steps
-    if any(not first < share < 1 for share in c.schedule.drops):
-        raise _bad('schedule.drops', c.schedule.drops, 'shares of train.steps after the warm-up')
+    drops = [round(share * c.train.steps) for share in c.schedule.drops]
+    within = all(c.schedule.warmup_steps < step < c.train.steps for step in drops)
+    if not within or len(set(drops)) < len(drops):
+        expected = 'shares of train.steps after the warm-up, each at a step of its own'
+        raise _bad('schedule.drops', c.schedule.drops, expected)
     if c.optimizer.clip_norm is not None and not 0 < c.optimizer.clip_norm < float('inf'):
         raise _bad('optimizer.clip_norm', c.optimizer.clip_norm, 'above 0, finite')
     if not 0 < c.schedule.drop_factor <= 1:
@@ -168,6 +172,14 @@ def _check_layer_densities(config: ml_collections.ConfigDict) -> None:
         raise _bad(
             'prune.layer_densities', c.layer_densities, f'one of {", ".join(l1_filters.VARIANTS)}'
         )
+    model = c.layer_densities.split('_')[0]
+    if config.model.name != model:
+        expected = f'{model}, whose layers prune.layer_densities name'
+        raise _bad('model.name', config.model.name, expected)
+    needed = {'pattern': 'channels', 'allocation': 'global_top', 'floor': 0, 'dense': ()}
+    for name, value in needed.items():
+        if c[name] != value:
+            raise _bad(f'prune.{name}', c[name], f'{value!r} where prune.layer_densities are given')
     if len(density_plan(config)) > 1:
         raise _bad('prune.levels', c.levels, '1, where prune.layer_densities say how much stays')
     if 'small_dense' in config.retrain.techniques:

@@ -132,8 +132,10 @@ def sources(
     Raises:
       DatasetError: the data are not prepared, with the command that does it, or lack a split.
     """
-    if test_split == 'train':
-        raise DatasetError("test_split='train' would test on what is trained on")
+    if test_split == 'train' or not test_split.isidentifier():
+        raise DatasetError(
+            f'config.data.test_split is {test_split!r}: name a whole split that is not trained on'
+        )
     names = {'train': 'train', 'test': test_split}
     if 'validation' in builder.info.splits and test_split != 'validation':
         names['validation'] = 'validation'

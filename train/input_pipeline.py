@@ -123,23 +123,36 @@ def _streamed(config: ml_collections.ConfigDict, mesh: Mesh, steps: int) -> Inpu
     options = {'batch_size': batch, 'image_size': c.image_size, 'workers': c.workers, 'keys': keys}
     over = lambda *axes: NamedSharding(mesh, P(*axes))
 
+    def read(batches: Generator[stream.Batch], examples: float = math.inf) -> Generator[Any]:
+        with contextlib.closing(batches):
+            try:
+                for images, labels in batches:
+                    own = labels[: int(min(examples, batch))]  # what follows is padding
+                    if ((own < 0) | (own >= num_classes)).any():
+                        raise ValueError(f'labels are not in [0, {num_classes}): {own.tolist()}')
+                    examples -= batch
+                    yield images, labels
+            except (OSError, ValueError) as error:
+                raise DatasetError(f'{c.name!r} cannot be streamed: {error}') from error
+
     def train(keys: jax.Array, first: int) -> Generator[Split]:
         seed = int(jax.random.bits(keys[0]))
         batches = stream.train_batches(parts['train'], seed=seed, start_step=first, **options)
-        with contextlib.closing(batches):
+        with contextlib.closing(read(batches)) as checked:
             while True:
-                columns = zip(*itertools.islice(batches, steps), strict=True)
+                columns = zip(*itertools.islice(checked, steps), strict=True)
                 yield jax.device_put(Split(*map(np.stack, columns)), over(None, 'devices'))
 
     def evaluate(part: str) -> Generator[Split]:
-        for columns in stream.eval_batches(parts[part], **options):
+        batches = stream.eval_batches(parts[part], **options)
+        for columns in read(batches, len(parts[part])):
             yield jax.device_put(Split(*columns), over('devices'))
 
     @functools.cache
     def sample() -> Split:
         batches = stream.eval_batches(parts['train'], **options)
-        with contextlib.closing(batches):
-            columns = zip(*itertools.islice(batches, config.prune.score_batches), strict=True)
+        with contextlib.closing(read(batches)) as checked:
+            columns = zip(*itertools.islice(checked, config.prune.score_batches), strict=True)
             return jax.device_put(Split(*map(np.concatenate, columns)), over())
 
     return InputPipeline(
@@ -162,6 +175,11 @@ def _normalization(config: ml_collections.ConfigDict, part: Split | None) -> dic
             mean, std = data.channel_moments(part.inputs)  # type: ignore[union-attr]  # in memory
             return {'normalize': 'dataset', 'mean': mean.tolist(), 'std': std.tolist()}
         case 'imagenet':
+            if part is not None and (part.inputs.ndim != 4 or part.inputs.shape[-1] != 3):
+                raise DatasetError(
+                    f"config.data.normalize is 'imagenet', for RGB images; an input of "
+                    f'{config.data.name!r} has the shape {part.inputs.shape[1:]}'
+                )
             moments = {'mean': list(stream.IMAGENET_MEAN), 'std': list(stream.IMAGENET_STD)}
             return {'normalize': 'imagenet', **moments}
         case other:

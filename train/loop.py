@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 import jaxprune as jp
 from train import (
     checkpoint,
+    data,
     input_pipeline,
     networks,
     progress,
@@ -77,7 +78,10 @@ def run(
         with progress.display(segments[-1].end, done) as display:
             whole = Run(config, workdir, segments, networks, pipeline, store, display, interrupted)
             results.write_about(workdir, config, networks.total, pipeline)
-            rows = train_all(whole, done)
+            try:
+                rows = train_all(whole, done)
+            except data.DatasetError as error:
+                raise BadInput(f'{error}; what was saved is kept') from error
             write_artifacts(whole, rows)
             display.say(f'done: {workdir}/report.html')
 
@@ -89,7 +93,10 @@ def prepare(config: ml_collections.ConfigDict) -> tuple[Networks, InputPipeline]
     steps = trainer_lib.dispatch_steps(config, stops)
     try:
         pipeline = input_pipeline.make(config, mesh, steps)
-        return networks.make(config, pipeline, segments, mesh, steps), pipeline
+        made = networks.make(config, pipeline, segments, mesh, steps)
+        keys = jax.random.split(jax.random.key(0), config.replicates)
+        techniques.check(config, replicate(made.full.init(keys), 0))
+        return made, pipeline
     except ValueError as error:
         raise BadInput(str(error)) from error
 
@@ -120,6 +127,12 @@ def train_all(run: Run, done: int) -> list[dict[str, Any]]:
       The rows of `results.csv`.
     """
     rows = checkpoint.restore_rows(run.store, done) if done else []
+    layers = [
+        row
+        for segment in run.timeline[: timeline.locate(run.timeline, done)]
+        for row in checkpoint.restore_layers(run.store, segment.end)
+    ]
+    results.write_layers(run.workdir, layers)
     results.write_rows(run.workdir, rows)
     if done == run.timeline[-1].end:
         run.display.say(f'{run.workdir} holds this run, finished: its results are written again')
@@ -127,14 +140,18 @@ def train_all(run: Run, done: int) -> list[dict[str, Any]]:
         run.display.say(f'resuming {run.workdir} after {done} steps')
     for segment in run.timeline[timeline.locate(run.timeline, done) :]:
         began = time.monotonic()
-        inside = segment.start < done < segment.end
-        state = restore(run, segment, done) if inside else begin(run, segment)
-        state = train(run, segment, state, rows)
-        cells, layers = evaluate(run, segment, state.point)
+        try:
+            inside = segment.start < done < segment.end
+            state = restore(run, segment, done) if inside else begin(run, segment)
+            state = train(run, segment, state, rows)
+            cells, own_layers = evaluate(run, segment, state.point)
+        finally:  # what was trained before a stop took its time too
+            results.append_timing(run.workdir, segment, time.monotonic() - began)
         rows.extend(cells)
-        checkpoint.save(run.store, segment.end, state, rows, layers)
+        layers.extend(own_layers)
+        checkpoint.save(run.store, segment.end, state, rows, own_layers)
+        results.write_layers(run.workdir, layers)
         results.write_rows(run.workdir, rows)
-        results.append_timing(run.workdir, segment, time.monotonic() - began)
         run.display.say(f'{results.line(cells)}  {run.display.time_left()}')
     run.store.wait_until_finished()
     return rows
@@ -300,9 +317,7 @@ def measure(run: Run, segment: Segment, points: jp.Point, part: str) -> Measured
 
 
 def write_artifacts(run: Run, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes the models, the layers and the report of a finished run, from its checkpoints."""
-    layers = [row for s in run.timeline for row in checkpoint.restore_layers(run.store, s.end)]
-    results.write_layers(run.workdir, layers)
+    """Writes the models and the report of a finished run, from its checkpoints."""
     last = {segment.technique: segment for segment in run.timeline}
     for segment in last.values():
         points = restore(run, segment, segment.end).point

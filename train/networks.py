@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 import jaxprune as jp
 from train import config as config_lib
 from train import models
+from train import step as step_lib
 from train import trainer as trainer_lib
 from train.input_pipeline import InputPipeline
 from train.timeline import Segment
@@ -61,9 +62,21 @@ def make(
       The trainers.
 
     Raises:
-      ValueError: a level that keeps no weight, or no fewer than the one before; no small dense
-        network that is as small as a level.
+      ValueError: a network that does not take the data; a level that keeps no weight, or no fewer
+        than the one before; no small dense network that is as small as a level.
     """
+
+    step_lib.check_fit(
+        step_lib.make_learner(
+            config,
+            build(config, pipeline.num_classes, 1.0),
+            pipeline.normalization,
+            pipeline.like,
+        ),
+        (config.train.batch_size, *pipeline.like.shape[1:]),
+        (config.train.batch_size, *pipeline.label_shape),
+        pipeline.like.dtype,
+    )
 
     @functools.cache
     def trainer(width: float) -> Trainer:

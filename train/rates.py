@@ -23,7 +23,8 @@ def dense_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 def rates(config: ml_collections.ConfigDict) -> jp.rates.Extended:
     """Makes the learning rate by step, with that of each technique behind the dense one."""
     dense, steps = dense_schedule(config), config_lib.retrain_steps(config)
-    highest, lowest = config.optimizer.learning_rate, float(dense(config.train.steps))
+    highest = config.optimizer.learning_rate
+    lowest = min(float(dense(config.train.steps)), highest)  # of float32
     own = {
         'slr': jp.rates.slr(highest, lowest, steps),
         'clr': jp.rates.clr(highest, lowest, steps),

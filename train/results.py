@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 import jaxprune as jp
+from train.errors import BadInput
 from train.input_pipeline import InputPipeline
 from train.timeline import Segment
 from train.trainer import Measured
@@ -119,7 +120,11 @@ def write_about(
     total: jp.report.Record,
     pipeline: InputPipeline,
 ) -> None:
-    """Writes `run.json`: what was trained on what, by which versions; no clock in it."""
+    """Writes `run.json`: what was trained on what, by which versions; no clock in it.
+
+    Raises:
+      BadInput: there is one, of other data or another network.
+    """
     about = {
         'dataset': {
             'name': config.data.name,
@@ -137,8 +142,17 @@ def write_about(
         'python': platform.python_version(),
         'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     }
-    text = json.dumps(about, indent=2) + '\n'
-    write_whole(workdir / 'run.json', text.encode())
+    path = workdir / 'run.json'
+    if path.exists():
+        before = json.loads(path.read_text())
+        for part in ('dataset', 'model'):
+            if before[part] != about[part]:
+                raise BadInput(
+                    f'{path} says that this run began on another {part}: {before[part]} there, '
+                    f'{about[part]} now; nothing was touched'
+                )
+        return  # where and by what it began
+    write_whole(path, (json.dumps(about, indent=2) + '\n').encode())
 
 
 def line(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -4,11 +4,13 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jax.typing import DTypeLike
 
 import jaxprune as jp
 from train import data
@@ -75,6 +77,22 @@ def make_learner(
         return logits
 
     return Learner(init, step, predict, tx.init)
+
+
+def check_fit(
+    learner: Learner, inputs: tuple[int, ...], labels: tuple[int, ...], dtype: DTypeLike
+) -> None:
+    """Raises `ValueError` where a network cannot take a step on a batch of these shapes."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = jax.ShapeDtypeStruct(inputs, dtype), jax.ShapeDtypeStruct(labels, jnp.int32)
+    try:
+        point = jax.eval_shape(learner.init, key)
+        jax.eval_shape(learner.step, point, jax.ShapeDtypeStruct((), jnp.int32), key, batch)
+    except (TypeError, ValueError, flax.errors.FlaxError) as error:
+        raise ValueError(
+            f'the network of config.model does not train on inputs {inputs} with labels {labels}, '
+            f'batches of config.data: {error}'
+        ) from error
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 import math
+import signal
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -203,9 +204,16 @@ def _iterate(examples: Any, rows: int, start: int, workers: int) -> Generator[An
         if not flags.FLAGS.is_parsed():  # Grain's processes read flags that need no command line
             flags.FLAGS.mark_as_parsed()
         ahead = ahead.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4),
+            worker_init_fn=_leave_interrupts_alone,
         )
     return _closing(ahead.batch(rows // chunk, batch_fn=_join))
+
+
+def _leave_interrupts_alone(index: int, count: int) -> None:
+    """Lets Ctrl-C, which a terminal sends to workers too, stop the process that trains alone."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _closing(batches: Any) -> Generator[Any]:

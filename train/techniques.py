@@ -108,24 +108,48 @@ def prune(
     return jp.masks.shuffle(masks, key) if technique == 'shuffled_masks' else masks
 
 
+def check(config: ml_collections.ConfigDict, point: jp.Point) -> None:
+    """Raises `ValueError` where the config's rules, floor or pattern do not fit a dense network."""
+    where = jp.tree.covered_by(jp.get_masks(point.opt_state))
+    scores = jp.scores.random(point.params, jax.random.key(0), where=where)
+    plan = config_lib.density_plan(config)
+    for density in (plan[0], plan[-1]):
+        try:
+            allocate(point, scores, density, config, allow_empty=True)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'config.prune does not fit the network: {error}') from error
+
+
 def allocate(
-    point: jp.Point, scores: jp.tree.Scores, density: float, config: ml_collections.ConfigDict
+    point: jp.Point,
+    scores: jp.tree.Scores,
+    density: float,
+    config: ml_collections.ConfigDict,
+    *,
+    allow_empty: bool = False,
 ) -> jp.tree.Masks:
     """Keeps the highest scores, as the allocation and pattern of the config have it."""
+    top = functools.partial(jp.masks.leaf_top, allow_empty=allow_empty)
     c, present = config.prune, jp.get_masks(point.opt_state)
     pattern = PATTERNS[c.pattern](c)
     if c.layer_densities:
         densities = {'*': 1.0} | l1_filters.densities(c.layer_densities)
-        return jp.masks.leaf_top(scores, densities, present, pattern=pattern)
+        return top(scores, densities, present, pattern=pattern)
     rules = dict.fromkeys(c.dense, 1.0) or None
     if c.allocation == 'global_top':
         return jp.masks.global_top(
-            scores, density, present, pattern=pattern, rules=rules, floor=c.floor
+            scores,
+            density,
+            present,
+            pattern=pattern,
+            rules=rules,
+            floor=c.floor,
+            allow_empty=allow_empty,
         )
     share = {'uniform': jp.allocate.uniform, 'erdos_renyi': jp.allocate.erdos_renyi}[c.allocation]
     where = jp.tree.covered_by(present)
     densities = share(point.params, density, rules=rules, where=where)
-    return jp.masks.leaf_top(scores, densities, present, pattern=pattern)
+    return top(scores, densities, present, pattern=pattern)
 
 
 def retrain(

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +41,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
     if path.exists():
         try:
             differences = config_lib.difference(path.read_text(), config_lib.to_json(config))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:  # no JSON, or no text
             raise BadInput(f'{path} cannot be read: {error}') from error
         if differences:
             raise BadInput(

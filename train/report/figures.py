@@ -17,7 +17,7 @@ from jaxprune import plots
 from train.report.names import ACCURACY, DENSE, NAMES, Metric, prose
 from train.report.reference import Reference
 from train.report.runs import Study
-from train.report.statistics import Comparison
+from train.report.statistics import Comparison, own_dense
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +155,7 @@ def layers(study: Study, table: pd.DataFrame) -> Figure:
 def _beside(axes: 'Axes', study: Study, reference: Reference, technique: str) -> None:
     number = study.techniques.index(technique)
     rows = study.results[study.results.technique == technique]
-    dense = study.results.test_accuracy[study.results.technique == DENSE].mean()
+    dense = own_dense(study.results, technique).test_accuracy.mean()
     ours = rows.assign(delta=100 * (rows.test_accuracy - dense), compression=1 / rows.density)
     _signed_axis(axes, ACCURACY)
     x, values = plots.by_level(ours.to_dict('records'), 'delta')

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 
+from train.errors import BadInput
 from train.report import described, figures, measured, reference, runs, sentences
 from train.report.blocks import Drawing, Section
 from train.report.figures import Picture
@@ -54,7 +55,10 @@ def write(
     for template in ('report.md.j2', 'report.html.j2'):
         text = render(template, study, sections, pictures)
         files[template.removesuffix('.j2')] = text.encode()
-    Path(out).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f'cannot write to {out}: {error}') from error
     for name, content in files.items():
         write_whole(Path(out) / name, content)
     return [Path(out) / name for name in reversed(files)]

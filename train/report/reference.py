@@ -73,7 +73,10 @@ def load(path: Path, select: Mapping[str, str | None]) -> Reference:
     curves = {}
     for method, rows in table.sort_values('compression').groupby('method'):
         dense = rows.test_median - rows.delta_median
-        curves[_METHODS.get(str(method), str(method))] = pd.DataFrame(
+        name = _METHODS.get(str(method), str(method))
+        if name in curves:
+            raise BadInput(f'{path}: {method} and another method are both {name}')
+        curves[name] = pd.DataFrame(
             {
                 'compression': rows.compression,
                 'median': rows.delta_median,
@@ -98,6 +101,8 @@ def _read(path: Path) -> pd.DataFrame:
     for column in COLUMNS[COLUMNS.index('density') :]:
         if not pd.api.types.is_numeric_dtype(table[column]) or table[column].isna().any():
             raise BadInput(f'the reference {path} has values in {column} that are no numbers')
+    if (table.compression <= 0).any():
+        raise BadInput(f'the reference {path} has compressions that are not above 0')
     return table[list(COLUMNS)]
 
 

@@ -185,6 +185,9 @@ def _check_retraining(runs: Sequence[Run]) -> None:
         for second in runs[number + 1 :]:
             shared = {name for name, _ in first.finished & second.finished} - {DENSE}
             one, other = (_retraining(run) for run in (first, second))
+            if shared & names.CONTROLS.keys() - {names.FROM_SCRATCH}:  # retrained as the first is
+                leads = [run.config['retrain']['techniques'][0] for run in (first, second)]
+                one['first of retrain.techniques'], other['first of retrain.techniques'] = leads
             for name, old, new in _differences(one, other):
                 if shared:
                     raise BadInput(

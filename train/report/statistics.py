@@ -127,7 +127,7 @@ def deltas(results: pd.DataFrame, technique: str, split: str) -> pd.DataFrame:
     """Computes the paper's delta at each level: median accuracy less the mean dense accuracy.
 
     Args:
-      results: rows with `technique`, `level`, `compression` and the accuracies.
+      results: rows with `technique`, `unit`, `level`, `compression` and the accuracies.
       technique: which.
       split: `val` or `test`.
 
@@ -135,11 +135,17 @@ def deltas(results: pd.DataFrame, technique: str, split: str) -> pd.DataFrame:
       `compression` and `delta`, a row a level, lowest first.
     """
     column = f'{split}_accuracy'
-    dense = results.loc[results.technique == DENSE, column].mean()
     levels = results[results.technique == technique].groupby('level')
+    dense = own_dense(results, technique)[column].mean()
     return pd.DataFrame(
         {'compression': levels.compression.mean(), 'delta': levels[column].median() - dense}
     )
+
+
+def own_dense(results: pd.DataFrame, technique: str) -> pd.DataFrame:
+    """Picks the dense rows of the replicates that a technique has."""
+    units = results.unit[results.technique == technique]
+    return results[(results.technique == DENSE) & results.unit.isin(units)]
 
 
 def held(results: pd.DataFrame, technique: str, criterion: float) -> Held:

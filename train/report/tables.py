@@ -49,6 +49,10 @@ def read_results(path: Path) -> pd.DataFrame:
       BadInput: no such file, half-written, a column is missing, or a value cannot be.
     """
     table = read_csv(path, RESULTS, may_lack=_PRUNED)
+    for column in ('replicate', 'level', 'kept', 'train_steps'):
+        wrong = (table[column] % 1 != 0) | (table[column] < 0)
+        _refuse(path, wrong, f'{column} is no whole number from 0')
+        table = table.astype({column: int})
     if table.empty:
         raise BadInput(f'{path} has no row yet: wait for the first dense networks')
     sparse = table.technique != DENSE
@@ -108,6 +112,8 @@ def _refuse(path: Path, wrong: pd.Series, message: str) -> None:
 def _text(path: Path) -> str:
     try:
         return path.read_text()
+    except UnicodeDecodeError as error:
+        raise BadInput(f'{path} is no text: {error}') from error
     except OSError as error:
         reason = 'not there' if isinstance(error, FileNotFoundError) else error.strerror
         raise BadInput(f'{path} is {reason}: is {path.parent} the workdir of a run?') from error
