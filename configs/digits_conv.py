@@ -3,7 +3,7 @@
 python -m train.main --config=configs/digits_conv.py --workdir=runs/digits_conv
 
 Two x86-64 cores, about two minutes. Test accuracy, seed 0: dense 98.89 %; at 6.25 % of the weights
-lr_rewind 98.89 %, weight_rewind 96.94 %, fine_tune 95.83 %.
+lr_rewind 97.22 %, weight_rewind 97.78 %, fine_tune 95.00 %.
 """
 
 import ml_collections

@@ -162,7 +162,7 @@ def test_dense_masks_change_nothing_and_packed_ones_are_the_same(name):
     assert jp.packing.is_packed(state.masks)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_regrowth_holds_its_masks(name):
     """What RigL asks of an optimizer, by a change of masks that is light to compile."""
