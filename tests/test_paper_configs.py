@@ -45,6 +45,7 @@ def test_it_runs_on_mock_data(name, tmp_path, monkeypatch):
             'train.batch_size': 2,
             'train.steps_per_dispatch': 1,
             'schedule.warmup_steps': 0,
+            'schedule.drops': (0.5,),
             'prune.levels': 1,
             'retrain.techniques': ('lr_rewind',),
         }
