@@ -198,6 +198,16 @@ def hold_out(split: Split, examples: int, *, seed: int) -> tuple[Split, Split]:
     return Split(*(x[~held] for x in split)), Split(*(x[held] for x in split))
 
 
+def picked_of(n: int, examples: int, seed: int) -> np.ndarray:
+    """Marks the examples that are used of a validation split of n, or raises `ValueError`."""
+    if not 1 <= examples <= n:
+        raise ValueError(
+            f'validation_examples={examples} must be at least 1 and at most {n}, the examples of '
+            "the data set's own split 'validation'"
+        )
+    return chosen(n, examples, seed)
+
+
 def chosen(n: int, examples: int, seed: int) -> np.ndarray:
     """Marks as many of n examples as are wanted, by a permutation."""
     marks = np.zeros(n, bool)
@@ -369,11 +379,5 @@ def _read(name: str, source: Sequence[Any], keys: tuple[str, str], num_classes: 
 
 def _pick(split: Split, examples: int, *, seed: int) -> Split:
     """Takes examples of the data set's own validation split, in their order."""
-    n = len(split.labels)
-    if not 1 <= examples <= n:
-        raise ValueError(
-            f'validation_examples={examples} must be at least 1 and at most {n}, the examples of '
-            "the data set's own split 'validation'"
-        )
-    picked = chosen(n, examples, seed)
+    picked = picked_of(len(split.labels), examples, seed)
     return Split(*(x[picked] for x in split))

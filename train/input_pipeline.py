@@ -208,13 +208,7 @@ def _parts(
     if 'validation' not in sources:
         train, validation = stream.hold_out(sources['train'], examples, seed=seed)
         return whole | {'train': train, 'validation': validation}
-    n = len(sources['validation'])
-    if not 1 <= examples <= n:
-        raise ValueError(
-            f'validation_examples={examples} must be at least 1 and at most {n}, the examples of '
-            "the data set's own split 'validation'"
-        )
-    picked = np.flatnonzero(data.chosen(n, examples, seed))
+    picked = np.flatnonzero(data.picked_of(len(sources['validation']), examples, seed))
     return whole | {'validation': stream.Part(sources['validation'], picked)}
 
 

@@ -144,11 +144,14 @@ def write_about(
     }
     path = workdir / 'run.json'
     if path.exists():
-        before = json.loads(path.read_text())
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise BadInput(f'{path} cannot be read: {error}') from error
         for part in ('dataset', 'model'):
-            if before[part] != about[part]:
+            if before.get(part) != about[part]:
                 raise BadInput(
-                    f'{path} says that this run began on another {part}: {before[part]} there, '
+                    f'{path} says that this run began on another {part}: {before.get(part)} there, '
                     f'{about[part]} now; nothing was touched'
                 )
         return  # where and by what it began
