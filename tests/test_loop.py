@@ -258,6 +258,9 @@ def test_a_run_on_other_data_is_not_gone_on_with(finished, prepared, tmp_path):
     with pytest.raises(BadInput, match=r'run\.json says that this run began on another dataset'):
         loop.run(convnet(prepared), tmp_path / 'run')
     assert json.loads(path.read_text()) == about
+    path.write_text('{')
+    with pytest.raises(BadInput, match=r'run\.json cannot be read'):
+        loop.run(convnet(prepared), tmp_path / 'run')
 
 
 def test_a_stopped_run_can_be_reported(prepared, tmp_path):
