@@ -92,6 +92,31 @@ def table(layers: Sequence[Record], *, width: int = 100) -> str:
     Raises:
       ImportError: rich is not installed (the extra `report`).
     """
+    cells = [layer.cells() for layer in layers]
+    return draw(HEADERS, cells, footer=total(layers).cells(), width=width)
+
+
+def draw(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    footer: Sequence[str] | None = None,
+    width: int = 100,
+) -> str:
+    """Draws a table of text, its first column to the left.
+
+    Args:
+      headers: of the columns.
+      rows: texts, one a column.
+      footer: a last row.
+      width: columns of text at most.
+
+    Returns:
+      The lines of the table.
+
+    Raises:
+      ImportError: rich is not installed (the extra `report`).
+    """
     try:
         import rich.box
         import rich.console
@@ -99,11 +124,12 @@ def table(layers: Sequence[Record], *, width: int = 100) -> str:
         import rich.text
     except ImportError as error:
         raise ImportError("tables need rich: pip install 'jaxprune[report]'") from error
-    drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_footer=True)
-    for header, footer in zip(HEADERS, total(layers).cells(), strict=True):
-        drawn.add_column(header, footer, justify='left' if header == 'leaf' else 'right')
-    for layer in layers:
-        drawn.add_row(*map(rich.text.Text, layer.cells()))  # a path is no markup
+    drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_footer=footer is not None)
+    for place, header in enumerate(headers):
+        justify: Any = 'right' if place and any(row[place][:1].isdigit() for row in rows) else 'left'
+        drawn.add_column(header, footer[place] if footer else '', justify=justify)
+    for row in rows:
+        drawn.add_row(*map(rich.text.Text, row))  # a path is no markup
     text = io.StringIO()
     rich.console.Console(file=text, width=width).print(drawn)
     lines = text.getvalue().splitlines()
