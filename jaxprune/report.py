@@ -126,7 +126,9 @@ def draw(
         raise ImportError("tables need rich: pip install 'jaxprune[report]'") from error
     drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_footer=footer is not None)
     for place, header in enumerate(headers):
-        justify: Any = 'right' if place and any(row[place][:1].isdigit() for row in rows) else 'left'
+        justify: Any = (
+            'right' if place and any(row[place][:1].isdigit() for row in rows) else 'left'
+        )
         drawn.add_column(header, footer[place] if footer else '', justify=justify)
     for row in rows:
         drawn.add_row(*map(rich.text.Text, row))  # a path is no markup

@@ -68,10 +68,14 @@ class Groups(NamedTuple):
             for note in [f'not exact: {group.inexact}' if group.inexact else '']
             for i, where in enumerate(_cuts(group))
         ]
-        rows = [row if i == 0 or row[0] != rows[i - 1][0] else ('', '', '', *row[3:])
-                for i, row in enumerate(rows)]
+        rows = [
+            row if i == 0 or row[0] != rows[i - 1][0] else ('', '', '', *row[3:])
+            for i, row in enumerate(rows)
+        ]
         lines = [report.draw(('group', 'units', 'weights a unit', 'cuts', ''), rows, width=width)]
-        lines += [f'not known, kept whole around it: {b.primitive} ({b.where})' for b in self.barriers]
+        lines += [
+            f'not known, kept whole around it: {b.primitive} ({b.where})' for b in self.barriers
+        ]
         lines += [f'not used by the function: {path}' for path in self.unused]
         return '\n'.join(lines)
 

@@ -6,7 +6,6 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from jaxprune.structured import dims, trace
 from jaxprune.structured.dims import Dim
@@ -41,9 +40,7 @@ def run(block: Block, mask_of: MaskOf, args: Sequence[jax.Array]) -> list[jax.Ar
       Its results, cut.
     """
     env: dict[Any, Any] = dict(zip(block.jaxpr.invars, args, strict=True))
-    for var, const, axes in zip(
-        block.jaxpr.constvars, block.consts, block.const_axes, strict=True
-    ):
+    for var, const, axes in zip(block.jaxpr.constvars, block.consts, block.const_axes, strict=True):
         env[var] = take(const, axes, mask_of)
     read = lambda atom: atom.val if trace.is_literal(atom) else env[atom]
     for step in block.steps:
@@ -87,10 +84,7 @@ def _as_it_is(step: Step, values: Sequence[Any], mask_of: MaskOf) -> list[Any]:
     if not step.eqn.primitive.multiple_results:
         return _bind(step, values)
     del mask_of
-    at = _variables(step, values)
-    alone = core.Jaxpr((), tuple(at), step.eqn.outvars, [step.eqn])
-    found: list[Any] = core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*at.values())
-    return found
+    return trace.alone(step.eqn)(*_variables(step, values).values())
 
 
 def _variables(step: Step, values: Sequence[Any]) -> dict[Any, Any]:

@@ -189,6 +189,21 @@ def _concatenate(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Di
     return [result]
 
 
+def _stack(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+    for axes in ins[1:]:
+        for a, b in zip(axes, ins[0], strict=True):
+            dims.tie(a, b, why)
+    result = list(ins[0])
+    result.insert(eqn.params['axis'], Dim(len(ins), f'{why} makes it'))
+    return [result]
+
+
+def _tile(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+    reps = eqn.params['reps']
+    times = [Dim(n, f'{why} repeats it') for n in reps]
+    return [[dims.product([n, dim]) for n, dim in zip(times, ins[0], strict=True)]]
+
+
 def _split(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     axis = eqn.params['axis']
     parts = dims.pieces(ins[0][axis], [int(n) for n in eqn.params['sizes']], why)
@@ -319,6 +334,8 @@ _RULES: dict[str, Rule] = {
     'sort': _along_axis,
     'split': _split,
     'squeeze': _squeeze,
+    'stack': _stack,
+    'tile': _tile,
     'top_k': _top_k,
     'transpose': _transpose,
     **dict.fromkeys(

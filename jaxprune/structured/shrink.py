@@ -160,7 +160,10 @@ def rewritten(fn: Callable[..., Any], groups: Groups, keep: Keep) -> Callable[..
                 has = np.shape(leaves[path]) if path in leaves else 'nothing'
                 raise ValueError(f'the smaller parameters have {has} at {path!r}, expected {shape}')
         avals = jax.tree.map(_shape, (params, *args))
-        key = jax.tree.structure(avals), tuple((s.shape, s.dtype, s.weak_type) for s in jax.tree.leaves(avals))
+        key = (
+            jax.tree.structure(avals),
+            tuple((s.shape, s.dtype, s.weak_type) for s in jax.tree.leaves(avals)),
+        )
         if key not in known:
             shapes = {path: leaf.shape for path, leaf in whole}
             full = jax.tree_util.tree_map_with_path(

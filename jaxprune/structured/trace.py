@@ -169,6 +169,15 @@ def variables(eqn: core.JaxprEqn) -> list[core.Var]:
     return list(dict.fromkeys(v for v in eqn.invars if not is_literal(v)))
 
 
+def alone(eqn: core.JaxprEqn) -> Callable[..., list[Any]]:
+    """Makes the function of its variables that an equation is."""
+    given, results = variables(eqn), eqn.outvars
+    about = core.DebugInfo('structured', describe(eqn), ('',) * len(given), ('',) * len(results))
+    jaxpr = core.Jaxpr((), given, results, [eqn], eqn.effects, about)
+    fn: Callable[..., list[Any]] = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
+    return fn
+
+
 def is_literal(atom: Any) -> bool:
     """Tells whether an operand is a number that is written in the program."""
     return isinstance(atom, core.Literal)
@@ -190,8 +199,7 @@ def _derivative(
     """
     given = variables(eqn)
     moving = [var for var in given if moves(var)]
-    alone = core.Jaxpr((), given, eqn.outvars, [eqn])
-    fn = core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))
+    fn = alone(eqn)
 
     def rule(*values: jax.Array) -> Any:
         primals = dict(zip(given, values[: len(given)], strict=True))

@@ -248,7 +248,7 @@ _AT_ZERO = """
 _REARRANGED = """
     broadcast_in_dim cummax cummin cumprod cumsum dynamic_slice gather reduce_max reduce_min
     reduce_or reduce_prod reduce_window_max reduce_window_min reduce_window_sum reshape rev slice
-    split squeeze transpose
+    split squeeze tile transpose
     """.split()
 _ALL, _ANY = _if(all, slice(None)), _if(any, slice(None))
 
@@ -269,6 +269,7 @@ _RULES: dict[str, Callable[[Step, Sequence[Zeros], Sums], list[Zeros]]] = {
     'pad': _pad,
     'reduce_sum': _reduce_sum,
     'scan': _scan,
+    'stack': _concatenate,
     'select_n': _if(all, slice(1, None)),
     'while': _while,
 }
