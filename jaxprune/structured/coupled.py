@@ -123,7 +123,8 @@ def groups(
                 dims.keep(dim, f'{path} is protected')
     order = uses(block)[: len(names)]
     unused = tuple(path for path, use in zip(names, order, strict=True) if use is None)
-    sums = vanish.sums(block, [i < len(names) for i in range(len(block.ins))])
+    given = [vanish.whole(axes) if i < len(names) else {} for i, axes in enumerate(block.ins)]
+    sums = vanish.sums(block, given)
     found, kept = _collect(list(zip(names, block.ins, order, strict=False)), sums)
     if not found:
         shown = '; '.join(f'{path}:{axis}: {why}' for (path, axis), why in list(kept.items())[:8])
@@ -193,7 +194,7 @@ def _collect(leaves: Sequence[Leaf], sums: vanish.Sums) -> Any:
         beside = along[first[:2]]
         place = f'.{beside.index(row)}' if len(beside) > 1 else ''
         name = f'{first.path}:{first.axis}{place}'
-        found.append(Group(name, row.size, tuple(own), sums.inexact.get(row, '')))
+        found.append(Group(name, row.size, tuple(own), sums.where.get(row, '')))
     return tuple(found), kept
 
 
@@ -202,7 +203,7 @@ def _why_kept(row: Dim, use: int | None, sums: vanish.Sums) -> str:
         return 'the function does not use it'
     if row.size == 1:
         return 'it is a single unit'
-    return '' if row in sums.summed else 'nothing sums over it'
+    return '' if row in sums.vanishing else 'nothing sums over it'
 
 
 def _cuts(group: Group) -> list[str]:

@@ -1,7 +1,7 @@
-"""Where units whose weights are 0 add nothing to a sum, so that removing them changes nothing else.
+"""Which units add nothing to any sum, so that removing them changes nothing else.
 
-Removing a unit equals setting its weights to zero if all entries that are summed over its axis are
-then 0. This walks a program forwards and finds, for each value, the rows of units at which it is 0.
+Removing a unit leaves a function as it is where all entries that are summed over its axis are 0.
+This walks a program forwards and finds, for each value, the units at which it is 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,47 +13,62 @@ from jaxprune.structured import dims, trace
 from jaxprune.structured.dims import Dim
 from jaxprune.structured.trace import Axes, Block, Step
 
-Zeros: TypeAlias = frozenset[Dim] | None
-"""Rows of units for which a value is 0 at the positions of units whose weights are 0, along each
-axis that holds the row. `None` for a value that is 0 everywhere."""
+Zeros: TypeAlias = dict[Dim, np.ndarray] | None
+"""By row of units, booleans (size,): whether a value is 0 at the positions of a unit, along each
+axis that holds the row; of rows that are not in it no unit is. `None`: it is 0 everywhere."""
 
 
 class Sums(NamedTuple):
-    """What a walk finds."""
+    """What a walk finds about the rows that are summed over somewhere."""
 
-    summed: set[Dim]
-    """Rows of units that are summed over somewhere."""
-    inexact: dict[Dim, str]
-    """Those that are summed over where their entries need not be 0, and where that is."""
+    vanishing: dict[Dim, np.ndarray]
+    """Booleans (size,): units whose entries are 0 in every sum."""
+    where: dict[Dim, str]
+    """The first sum of rows in which the entries of some unit need not be 0."""
 
 
-def sums(block: Block, weights: Sequence[bool]) -> Sums:
+def sums(block: Block, given: Sequence[Zeros]) -> Sums:
     """Finds the sums over rows of units in a program.
 
     Args:
       block: a program with its dims.
-      weights: whether each of its arguments is an array of weights, which are set to zero.
+      given: where its arguments are 0.
 
     Returns:
-      The rows that are summed over, and those of them that cannot be removed exactly.
+      The rows that are summed over.
     """
-    given = [
-        _rows(axes) if own else frozenset() for axes, own in zip(block.ins, weights, strict=True)
-    ]
-    found = Sums(set(), {})
+    found = Sums({}, {})
     _walk(block, given, found)
     return found
+
+
+def whole(axes: Axes) -> Zeros:
+    """Tells where weights are 0 in which any unit is set to 0: at that unit."""
+    return {row: np.ones(row.size, bool) for row in _rows(axes)}
+
+
+def of(axes: Axes, weights: np.ndarray) -> Zeros:
+    """Tells at which units weights are 0."""
+    result: dict[Dim, np.ndarray] = {}
+    for axis, dim in enumerate(axes):
+        others = tuple(other for other in range(len(axes)) if other != axis)
+        nothing = ~np.any(weights, axis=others)
+        for row, index in dims.columns(dim):
+            zero = np.ones(row.size, bool)
+            zero[index[~nothing & (index >= 0)]] = False
+            result[row] = result[row] & zero if row in result else zero
+    return {row: zero for row, zero in result.items() if not row.kept}
 
 
 def _walk(block: Block, given: Sequence[Zeros], found: Sums) -> list[Zeros]:
     """Walks through a program; returns the zeros of its results."""
     env: dict[Any, Zeros] = dict(zip(block.jaxpr.invars, given, strict=True))
     for var, const in zip(block.jaxpr.constvars, block.consts, strict=True):
-        env[var] = frozenset() if np.ndim(const) or np.any(const) else None
+        env[var] = {} if np.ndim(const) or np.any(const) else None
 
     def read(atom: Any) -> Zeros:
         if trace.is_literal(atom):
-            return frozenset() if np.any(atom.val) else None
+            return {} if np.any(atom.val) else None
         return env[atom]
 
     for step in block.steps:
@@ -63,19 +78,28 @@ def _walk(block: Block, given: Sequence[Zeros], found: Sums) -> list[Zeros]:
     return [read(atom) for atom in block.jaxpr.outvars]
 
 
-def _rows(axes: Axes) -> frozenset[Dim]:
-    return frozenset(row for dim in axes for row in dims.units(dim))
+def _rows(axes: Axes) -> list[Dim]:
+    """Lists the rows of units that may go, each once."""
+    return list(dict.fromkeys(row for dim in axes for row in dims.units(dim) if not row.kept))
 
 
-def _sum_over(step: Step, dim: Dim, zero: Callable[[Dim], bool], found: Sums) -> None:
-    for row in dims.units(dim):
-        found.summed.add(row)
-        if not row.kept and not zero(row):
-            found.inexact.setdefault(row, trace.describe(step.eqn))
+def _at(zeros: Zeros, row: Dim) -> np.ndarray:
+    if zeros is None:
+        return np.ones(row.size, bool)
+    return zeros[row] if row in zeros else np.zeros(row.size, bool)
 
 
-def _has(zeros: Zeros, row: Dim) -> bool:
-    return zeros is None or row in zeros
+def _only(rows: Sequence[Dim], at: Callable[[Dim], np.ndarray]) -> Zeros:
+    found = {row: at(row) for row in rows}
+    return {row: zero for row, zero in found.items() if zero.any()}
+
+
+def _sum_over(step: Step, dim: Dim, at: Callable[[Dim], np.ndarray], found: Sums) -> None:
+    for row in _rows((dim,)):
+        zero = at(row)
+        found.vanishing[row] = found.vanishing.get(row, True) & zero
+        if not zero.all():
+            found.where.setdefault(row, trace.describe(step.eqn))
 
 
 def _where(axes: Axes, row: Dim) -> list[int]:
@@ -89,23 +113,22 @@ def _at_zero(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
 
 
 def _if(
-    quantor: Callable[[Any], bool], operands: slice
+    reduce: Callable[[Sequence[np.ndarray]], np.ndarray], operands: slice
 ) -> Callable[[Step, Sequence[Zeros], Sums], list[Zeros]]:
     """Of functions that are 0 where all of some operands are, or where any is."""
 
     def rule(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
         del found
         own = list(zip(zeros[operands], step.ins[operands], strict=True))
-        if quantor(zero is None for zero, _ in own):
+        if reduce([np.array(zero is None) for zero, _ in own]):
             return [None]
 
-        def holds(row: Dim) -> bool:
+        def at(row: Dim) -> np.ndarray:
             places = _where(step.outs[0], row)
-            return quantor(
-                zero is None or (row in zero and _where(axes, row) == places) for zero, axes in own
-            )
+            fits = lambda axes: _where(axes, row) == places
+            return reduce([_at(z if z is None or fits(axes) else {}, row) for z, axes in own])
 
-        return [frozenset(filter(holds, _rows(step.outs[0])))]
+        return [_only(_rows(step.outs[0]), at)]
 
     return rule
 
@@ -121,18 +144,18 @@ def _clamp(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
 def _rearranged(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
     """Of what moves entries, takes some of them, or mixes them along other axes."""
     del found
-    zero = zeros[0]
-    return [None if zero is None else zero & _rows(axes) for axes in step.outs]
+    at = lambda row: _at(zeros[0], row)
+    return [None if zeros[0] is None else _only(_rows(axes), at) for axes in step.outs]
 
 
 def _reduce_sum(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
     for axis in step.eqn.params['axes']:
-        _sum_over(step, step.ins[0][axis], lambda row: _has(zeros[0], row), found)
+        _sum_over(step, step.ins[0][axis], lambda row: _at(zeros[0], row), found)
     return _rearranged(step, zeros, found)
 
 
 def _pad(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
-    return _rearranged(step, zeros, found) if zeros[1] is None else [frozenset()]
+    return _rearranged(step, zeros, found) if zeros[1] is None else [{}]
 
 
 def _concatenate(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
@@ -140,8 +163,8 @@ def _concatenate(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]
     if all(zero is None for zero in zeros):
         return [None]
     own = [(zero, _rows(axes)) for zero, axes in zip(zeros, step.ins, strict=True)]
-    holds = lambda row: all(_has(zero, row) or row not in rows for zero, rows in own)
-    return [frozenset(filter(holds, _rows(step.outs[0])))]
+    at = lambda row: _all([_at(zero, row) for zero, rows in own if row in rows])
+    return [_only(_rows(step.outs[0]), at)]
 
 
 def _update(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
@@ -151,9 +174,9 @@ def _update(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
 
 def _dot(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
     (left, right), batches = step.eqn.params['dimension_numbers']
-    zero = lambda row: any(_has(own, row) for own in zeros)
+    either = lambda row: _any([_at(own, row) for own in zeros])
     for axis in left:
-        _sum_over(step, step.ins[0][axis], zero, found)
+        _sum_over(step, step.ins[0][axis], either, found)
     if None in zeros:
         return [None]
     free = [
@@ -162,30 +185,31 @@ def _dot(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
     ]
     batch = _rows(tuple(step.ins[0][axis] for axis in batches[0]))
 
-    def holds(row: Dim) -> bool:
-        return (row not in batch or zero(row)) and all(
-            _has(own, row) or row not in rows for own, rows in zip(zeros, free, strict=True)
-        )
+    def at(row: Dim) -> np.ndarray:
+        own = [_at(zero, row) for zero, rows in zip(zeros, free, strict=True) if row in rows]
+        return _all([*own, either(row)] if row in batch else own)
 
-    return [frozenset(filter(holds, _rows(step.outs[0])))]
+    return [_only(_rows(step.outs[0]), at)]
 
 
 def _conv(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
-    of_lhs, of_rhs, _ = step.eqn.params['dimension_numbers']
+    of_lhs, of_rhs, of_out = step.eqn.params['dimension_numbers']
     images, kernel = zeros
-    read, written = step.ins[0][of_lhs[1]], step.ins[1][of_rhs[0]]
     own = step.ins[1][of_rhs[1]]  # the channels that are summed over
-    _sum_over(step, own, lambda row: _has(images, row) or _has(kernel, row), found)
+    _sum_over(step, own, lambda row: _any([_at(images, row), _at(kernel, row)]), found)
     if images is None or kernel is None:
         return [None]
-    groups = frozenset(dims.units(read)) - frozenset(dims.units(own))
-    kept = (kernel | (images & groups)) & frozenset(dims.units(written))
-    return [kept | (images & frozenset(dims.units(step.ins[0][of_lhs[0]])))]
+    summed = _rows((own,))
+    groups = [row for row in _rows((step.ins[0][of_lhs[1]],)) if row not in summed]
+    at = lambda row: _any([_at(kernel, row), _at(images if row in groups else {}, row)])
+    result = _only(_rows((step.outs[0][of_out[1]],)), at) or {}
+    batch = _rows((step.ins[0][of_lhs[0]],))
+    return [result | (_only(batch, lambda row: _at(images, row)) or {})]
 
 
 def _unknown(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
     del zeros, found
-    return [frozenset() for _ in step.outs]
+    return [{} for _ in step.outs]
 
 
 def _call(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
@@ -200,7 +224,16 @@ def _cond(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
 def _both(some: Sequence[Zeros]) -> Zeros:
     """Finds what is 0 in each of several values."""
     known = [zeros for zeros in some if zeros is not None]
-    return frozenset.intersection(*known) if known else None
+    if not known:
+        return None
+    rows = [row for row in known[0] if all(row in zeros for zeros in known)]
+    return _only(rows, lambda row: _all([zeros[row] for zeros in known]))
+
+
+def _is_same(a: Zeros, b: Zeros) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.keys() == b.keys() and all((a[row] == b[row]).all() for row in a)
 
 
 def _scan(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
@@ -230,16 +263,19 @@ def _until_stable(
 ) -> list[Zeros]:
     """Finds what is 0 in every turn of a loop; the first results of the body are carried on."""
     while True:
-        own = Sums(set(), {})
+        own = Sums({}, {})
         results = body(carry, own)
         after = [_both(pair) for pair in zip(carry, results, strict=False)]
-        if after == list(carry):
-            found.summed.update(own.summed)
-            found.inexact.update(own.inexact | found.inexact)
+        if all(_is_same(a, b) for a, b in zip(after, carry, strict=True)):
+            for row, zero in own.vanishing.items():
+                found.vanishing[row] = found.vanishing.get(row, True) & zero
+            found.where.update(own.where | found.where)
             return [*carry, *results[len(carry) :]]
         carry = after
 
 
+_all: Callable[[Sequence[np.ndarray]], np.ndarray] = np.logical_and.reduce
+_any: Callable[[Sequence[np.ndarray]], np.ndarray] = np.logical_or.reduce
 _AT_ZERO = """
     abs asin asinh atan atanh cbrt ceil convert_element_type copy copy_p erf erf_inv expm1 floor
     imag integer_pow log1p name neg optimization_barrier pvary real reduce_precision round sign sin
@@ -250,14 +286,14 @@ _REARRANGED = """
     reduce_or reduce_prod reduce_window_max reduce_window_min reduce_window_sum reshape rev slice
     split squeeze tile transpose
     """.split()
-_ALL, _ANY = _if(all, slice(None)), _if(any, slice(None))
+_IF_ALL, _IF_ANY = _if(_all, slice(None)), _if(_any, slice(None))
 
 _RULES: dict[str, Callable[[Step, Sequence[Zeros], Sums], list[Zeros]]] = {
     **dict.fromkeys(_AT_ZERO, _at_zero),
     **dict.fromkeys(_REARRANGED, _rearranged),
-    **dict.fromkeys(('add', 'add_any', 'max', 'min', 'or', 'sub', 'xor'), _ALL),
-    **dict.fromkeys(('and', 'mul'), _ANY),
-    **dict.fromkeys(('div', 'rem'), _if(all, slice(0, 1))),
+    **dict.fromkeys(('add', 'add_any', 'max', 'min', 'or', 'sub', 'xor'), _IF_ALL),
+    **dict.fromkeys(('and', 'mul'), _IF_ANY),
+    **dict.fromkeys(('div', 'rem'), _if(_all, slice(0, 1))),
     **dict.fromkeys(('checkpoint', 'closed_call', 'core_call', 'custom_jvp_call'), _call),
     **dict.fromkeys(('jit', 'pjit', 'remat2'), _call),
     'clamp': _clamp,
@@ -270,6 +306,6 @@ _RULES: dict[str, Callable[[Step, Sequence[Zeros], Sums], list[Zeros]]] = {
     'reduce_sum': _reduce_sum,
     'scan': _scan,
     'stack': _concatenate,
-    'select_n': _if(all, slice(1, None)),
+    'select_n': _if(_all, slice(1, None)),
     'while': _while,
 }

@@ -1,0 +1,84 @@
+"""Compaction: units that an unstructured mask has left dead are removed, at no loss."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxprune import tree
+from jaxprune.structured import coupled, shrink, trace, vanish
+from jaxprune.structured.coupled import Groups, Keep
+from jaxprune.tree import Params
+
+
+def dead(groups: Groups, params: Params, *args: Any) -> Keep:
+    """Finds the units that add nothing, whatever the input, because of weights that are 0.
+
+    Either what makes a unit is 0, its bias included, and stays 0 on the way to every sum over it,
+    or what reads it is 0 in all of them. Removing units can leave others dead, which are found too.
+
+    Args:
+      groups: of the function.
+      params: pytree of arrays, pruned weights at exactly 0.
+      *args: the other arguments of the function, or their shapes.
+
+    Returns:
+      The units that stay, of groups that have dead ones; of a group that is dead as a whole the
+      first unit stays. The function computes the same without the others, in exact arithmetic.
+
+    Raises:
+      ValueError: parameters of other shapes.
+    """
+    tree.check_like(params, groups.params)
+    names = [path for path, _ in tree.present(params)]
+    closed, _ = trace.closed_jaxpr(groups.fn, groups.params, *args)
+    block, _ = coupled.traced(closed, len(names))
+    weights = {path: np.array(leaf) for path, leaf in tree.present(params)}
+    gone: dict[str, np.ndarray] = {group.name: np.zeros(group.size, bool) for group in groups.groups}
+    while True:
+        given = [
+            vanish.of(axes, weights[path]) for path, axes in zip(names, block.ins, strict=False)
+        ]
+        given += [{} for _ in block.ins[len(names) :]]
+        found = _by_group(groups, block, names, vanish.sums(block, given))
+        if all((found[name] <= gone[name]).all() for name in found):
+            break
+        gone = {name: gone[name] | found[name] for name in gone}
+        _zero(weights, groups, gone)
+    keep = {name: ~own for name, own in gone.items() if own.any()}
+    for own in keep.values():
+        own[0] |= not own.any()
+    return keep
+
+
+def compact(groups: Groups, params: Params, *args: Any) -> shrink.Shrunk:
+    """Removes the dead units of a pruned network: smaller, and the same function.
+
+    Args:
+      groups: of the function.
+      params: pytree of arrays, pruned weights at exactly 0.
+      *args: the other arguments of the function, or their shapes.
+
+    Returns:
+      The smaller parameters and their function; `dead` tells which units stay.
+    """
+    return shrink.shrink(params, groups, dead(groups, params, *args))
+
+
+def _by_group(
+    groups: Groups, block: trace.Block, names: list[str], sums: vanish.Sums
+) -> dict[str, np.ndarray]:
+    """Names the units whose entries are 0 in every sum, of the same program traced again."""
+    axes = dict(zip(names, block.ins, strict=False))
+    found = {}
+    for group in groups.groups:
+        cut = group.slices[0]
+        for row, index in coupled.dims.columns(axes[cut.path][cut.axis]):
+            if np.array_equal(index, cut.index):
+                found[group.name] = sums.vanishing.get(row, np.zeros(group.size, bool))
+    return found
+
+
+def _zero(weights: dict[str, np.ndarray], groups: Groups, gone: dict[str, np.ndarray]) -> None:
+    keep = {name: ~own for name, own in gone.items()}
+    for (path, axis), mask in shrink.axis_masks(groups, keep).items():
+        weights[path][(slice(None),) * axis + (~mask,)] = 0
