@@ -7,7 +7,6 @@ import pytest
 from structured_cases import NETWORKS, case
 
 from jaxprune import structured, tree
-from jaxprune.structured.shrink import axis_masks
 
 pytestmark = pytest.mark.promotes
 

@@ -1,6 +1,29 @@
 """Structured pruning: coupled channels found in a function's jaxpr, and removed for real."""
 
+from jaxprune.structured.compaction import compact, dead
 from jaxprune.structured.coupled import Group, Groups, Keep, Slice, groups
-from jaxprune.structured.shrink import Shrunk, narrow, rewritten, shrink
+from jaxprune.structured.ranking import Importance, geometric_median, importance, squared
+from jaxprune.structured.removal import Shrunk, narrow, rewritten, shrink
+from jaxprune.structured.selection import parameters, stored, top, within
 
-__all__ = ['Group', 'Groups', 'Keep', 'Shrunk', 'Slice', 'groups', 'narrow', 'rewritten', 'shrink']
+__all__ = [
+    'Group',
+    'Groups',
+    'Importance',
+    'Keep',
+    'Shrunk',
+    'Slice',
+    'compact',
+    'dead',
+    'geometric_median',
+    'groups',
+    'importance',
+    'narrow',
+    'parameters',
+    'rewritten',
+    'shrink',
+    'squared',
+    'stored',
+    'top',
+    'within',
+]

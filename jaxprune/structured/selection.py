@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxprune import tree
 from jaxprune.structured.coupled import Groups, Keep
-from jaxprune.structured.importance import Importance
-from jaxprune.structured.shrink import axis_masks
+from jaxprune.structured.ranking import Importance
+from jaxprune.structured.removal import axis_masks
 
 
 def top(

@@ -85,7 +85,9 @@ def geometric_median(groups: Groups, params: Params) -> Importance:
             continue
         path, axis = group.name.rsplit(':', 1)[0], int(group.name.rsplit(':', 1)[1].split('.')[0])
         cut = next(cut for cut in group.slices if (cut.path, cut.axis) == (path, axis))
-        rows = np.moveaxis(np.asarray(leaves[path], np.float64), axis, 0).reshape(len(cut.index), -1)
+        rows = np.moveaxis(np.asarray(leaves[path], np.float64), axis, 0).reshape(
+            len(cut.index), -1
+        )
         filters = np.stack([rows[cut.index == unit].ravel() for unit in range(group.size)])
         squares = (filters**2).sum(axis=1)
         between = squares[:, None] + squares[None] - 2 * filters @ filters.T

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune import tree
-from jaxprune.structured import coupled, shrink, trace, vanish
+from jaxprune.structured import coupled, removal, trace, vanish
 from jaxprune.structured.coupled import Groups, Keep
 from jaxprune.tree import Params
 
@@ -33,7 +33,9 @@ def dead(groups: Groups, params: Params, *args: Any) -> Keep:
     closed, _ = trace.closed_jaxpr(groups.fn, groups.params, *args)
     block, _ = coupled.traced(closed, len(names))
     weights = {path: np.array(leaf) for path, leaf in tree.present(params)}
-    gone: dict[str, np.ndarray] = {group.name: np.zeros(group.size, bool) for group in groups.groups}
+    gone: dict[str, np.ndarray] = {
+        group.name: np.zeros(group.size, bool) for group in groups.groups
+    }
     while True:
         given = [
             vanish.of(axes, weights[path]) for path, axes in zip(names, block.ins, strict=False)
@@ -50,7 +52,7 @@ def dead(groups: Groups, params: Params, *args: Any) -> Keep:
     return keep
 
 
-def compact(groups: Groups, params: Params, *args: Any) -> shrink.Shrunk:
+def compact(groups: Groups, params: Params, *args: Any) -> removal.Shrunk:
     """Removes the dead units of a pruned network: smaller, and the same function.
 
     Args:
@@ -61,7 +63,7 @@ def compact(groups: Groups, params: Params, *args: Any) -> shrink.Shrunk:
     Returns:
       The smaller parameters and their function; `dead` tells which units stay.
     """
-    return shrink.shrink(params, groups, dead(groups, params, *args))
+    return removal.shrink(params, groups, dead(groups, params, *args))
 
 
 def _by_group(
@@ -80,5 +82,5 @@ def _by_group(
 
 def _zero(weights: dict[str, np.ndarray], groups: Groups, gone: dict[str, np.ndarray]) -> None:
     keep = {name: ~own for name, own in gone.items()}
-    for (path, axis), mask in shrink.axis_masks(groups, keep).items():
+    for (path, axis), mask in removal.axis_masks(groups, keep).items():
         weights[path][(slice(None),) * axis + (~mask,)] = 0
