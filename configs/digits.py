@@ -70,8 +70,10 @@ def _prune() -> ml_collections.ConfigDict:
     c.layer_densities = ''  # a name in train/l1_filters, instead of rate and allocation
     c.floor = 0.0  # share of each layer that global_top keeps at least
     c.dense = ()  # paths, or patterns of paths, of layers that stay dense
-    c.pattern = 'unstructured'  # 'channels', 'blocks' or 'n_of_m'
+    c.pattern = 'unstructured'  # 'channels', 'blocks', 'n_of_m', or 'groups', which are removed
     c.block = (1, 4)  # sides of a block over the last axes of a kernel
+    c.multiple = 1  # a layer keeps a multiple of this many of its units, of 'groups'
+    c.normalize = True  # whether scores are divided by their mean in each of the 'groups'
     c.n, c.m = 2, 4  # at most n kept of each m along the contraction axis
     return c
 

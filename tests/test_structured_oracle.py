@@ -17,7 +17,7 @@ def zeroed(params, groups, keep):
     for group in groups.groups:
         stays = np.asarray(keep.get(group.name, np.ones(group.size, bool)))
         for cut in group.slices:
-            gone = [i for i, unit in enumerate(cut.index) if unit >= 0 and not stays[unit]]
+            gone = [i for i, unit in enumerate(cut.units) if unit >= 0 and not stays[unit]]
             cuts[cut.path].append((cut.axis, gone))
 
     def visit(path, leaf):
@@ -47,7 +47,7 @@ def output(fn, params, args):
     return jax.tree.leaves(fn(params, *args))[0]
 
 
-def hold_gradient(fn, smaller, groups, params, small, args, keep):
+def hold_gradient(fn, smaller, groups, *, params, small, args, keep):
     """Asserts that outputs and gradients are those of the zeroed network."""
     before = zeroed(params, groups, keep)
     wanted = output(fn, before, args)
@@ -73,6 +73,7 @@ def test_removed_is_as_zeroed(name):
         wanted = whole(zeroed(params, groups, keep), *args)
         assert difference(wanted, jax.jit(smaller)(small, *args)) < 1e-5
     small, smaller = structured.shrink(params, groups, together)
-    hold_gradient(fn, smaller, groups, params, small, args, together)
+    whole = {'params': params, 'small': small, 'args': args, 'keep': together}
+    hold_gradient(fn, smaller, groups, **whole)
     smaller = structured.rewritten(train, groups, together)
-    hold_gradient(train, smaller, groups, params, small, args, together)
+    hold_gradient(train, smaller, groups, **whole)

@@ -30,7 +30,7 @@ _CHOICES: dict[str, Sequence[str]] = {
         'grasp',
     ),
     'prune.allocation': ('global_top', 'uniform', 'erdos_renyi'),
-    'prune.pattern': ('unstructured', 'channels', 'blocks', 'n_of_m'),
+    'prune.pattern': ('unstructured', 'channels', 'blocks', 'n_of_m', 'groups'),
 }
 _AT_LEAST_ONE = (
     'replicates',
@@ -40,6 +40,7 @@ _AT_LEAST_ONE = (
     'train.batch_size',
     'train.steps_per_dispatch',
     'prune.score_batches',
+    'prune.multiple',
     'checkpoint.every_steps',
 )
 
@@ -162,8 +163,22 @@ def _check_prune(config: ml_collections.ConfigDict) -> None:
         raise _bad('prune.floor', c.floor, "0, unless prune.allocation is 'global_top'")
     if c.layer_densities:
         _check_layer_densities(config)
+    if c.pattern == 'groups':
+        _check_groups(config)
     if not 0 < c.n < c.m:
         raise _bad('prune.n', c.n, f'at least 1, below prune.m, which is {c.m}')
+
+
+def _check_groups(config: ml_collections.ConfigDict) -> None:
+    if config.replicates > 1:
+        expected = "1 where prune.pattern is 'groups', whose networks differ in size: a run a seed"
+        raise _bad('replicates', config.replicates, expected)
+    if config.prune.allocation != 'global_top':
+        expected = "'global_top' where prune.pattern is 'groups'"
+        raise _bad('prune.allocation', config.prune.allocation, expected)
+    if 'shuffled_masks' in config.retrain.techniques:
+        expected = "no 'shuffled_masks' where prune.pattern is 'groups': they would hold no units"
+        raise _bad('retrain.techniques', config.retrain.techniques, expected)
 
 
 def _check_layer_densities(config: ml_collections.ConfigDict) -> None:
@@ -176,7 +191,10 @@ def _check_layer_densities(config: ml_collections.ConfigDict) -> None:
     if config.model.name != model:
         expected = f'{model}, whose layers prune.layer_densities name'
         raise _bad('model.name', config.model.name, expected)
-    needed = {'pattern': 'channels', 'allocation': 'global_top', 'floor': 0, 'dense': ()}
+    if c.pattern not in ('channels', 'groups'):
+        expected = "'channels' or 'groups' where prune.layer_densities are given"
+        raise _bad('prune.pattern', c.pattern, expected)
+    needed = {'allocation': 'global_top', 'floor': 0, 'dense': ()}
     for name, value in needed.items():
         if c[name] != value:
             raise _bad(f'prune.{name}', c[name], f'{value!r} where prune.layer_densities are given')

@@ -95,7 +95,7 @@ def prepare(config: ml_collections.ConfigDict) -> tuple[Networks, InputPipeline]
         pipeline = input_pipeline.make(config, mesh, steps)
         made = networks.make(config, pipeline, segments, mesh, steps)
         keys = jax.random.split(jax.random.key(0), config.replicates)
-        techniques.check(config, replicate(made.full.init(keys), 0))
+        techniques.check(config, replicate(made.full.init(keys), 0), made.groups)
         return made, pipeline
     except ValueError as error:
         raise BadInput(str(error)) from error
@@ -191,6 +191,7 @@ def rounds_of(run: Run, segment: Segment) -> Callable[[jp.Point, jax.Array, int]
                 config=run.config,
                 score=lambda point: trainer.score(point, sample(), key),
                 key=key,
+                groups=run.networks.groups,
             )
         except ValueError as error:
             raise BadInput(
@@ -228,7 +229,7 @@ def train(
       Interrupted: a signal asked to stop.
     """
     step, every = int(state.step), run.config.checkpoint.every_steps
-    trainer, rewind = run.networks.of(segment), run.config.retrain.rewind_step
+    trainer, rewind = run.networks.at(segment, state.point), run.config.retrain.rewind_step
     with contextlib.closing(run.pipeline.train(state.key, step)) as parts:
         part = next(parts)
         while step < segment.steps:
@@ -311,7 +312,7 @@ def evaluate(run: Run, segment: Segment, points: jp.Point) -> tuple[list[Any], l
 
 def measure(run: Run, segment: Segment, points: jp.Point, part: str) -> Measured:
     """Evaluates networks like those of a segment on a part of the data."""
-    measure_some = run.networks.of(segment).measure
+    measure_some = run.networks.at(segment, points).measure
     found = [measure_some(points, some) for some in run.pipeline.evaluate(part)]
     return jax.tree.map(lambda *sums: jnp.concatenate(sums, axis=1), *found)
 
@@ -330,7 +331,7 @@ def write_artifacts(run: Run, rows: Sequence[dict[str, Any]]) -> None:
             )
             about = {**run.networks.about(segment), **row}
             path = run.workdir / 'models' / f'replicate_{r}' / f'{segment.technique}.safetensors'
-            results.write_model(path, replicate(points, r), about)
+            results.write_model(path, run.networks.shrunk(replicate(points, r)), about)
     report.write([run.workdir], run.workdir)
 
 

@@ -10,8 +10,9 @@ import ml_collections
 from jax.sharding import Mesh
 
 import jaxprune as jp
+from jaxprune.structured import Groups
 from train import config as config_lib
-from train import models
+from train import models, units
 from train import step as step_lib
 from train import trainer as trainer_lib
 from train.input_pipeline import InputPipeline
@@ -33,9 +34,26 @@ class Networks(NamedTuple):
     about: Callable[[Segment], dict[str, Any]]
     """What the file of a segment's model says about it."""
 
+    groups: Groups | None
+    """What can be removed from the full network, where its units are."""
+    smaller: Callable[[units.Smaller], Trainer]
+
     def of(self, segment: Segment) -> Trainer:
-        """Returns what trains the network of a segment."""
+        """Returns what begins the network of a segment, and restores it."""
         return self.trainer(self.width(segment))
+
+    def at(self, segment: Segment, points: jp.Point) -> Trainer:
+        """Returns what trains and measures the network of a segment, at the size of its masks."""
+        if self.groups is not None and segment.technique != 'small_dense':
+            found = units.smaller(self.groups, jax.tree.map(lambda x: x[0], points))
+            if found is not None:
+                return self.smaller(found)
+        return self.of(segment)
+
+    def shrunk(self, point: jp.Point) -> jp.Point:
+        """Takes the units that are gone out of one network, where units are removed."""
+        found = None if self.groups is None else units.smaller(self.groups, point)
+        return point if found is None else found.narrow(point)
 
     def width(self, segment: Segment) -> float:
         """Returns the width of the network of a segment; 1 is full."""
@@ -100,7 +118,21 @@ def make(
         kind = {'model': config.model.name, 'num_classes': pipeline.num_classes, 'width': width}
         return kind | {'dtype': config.model.dtype} | dict(pipeline.normalization)
 
-    return Networks(trainer(1.0), total, widths, trainer, about)
+    model = build(config, pipeline.num_classes, 1.0)
+    prepare = step_lib.preprocessing(pipeline.normalization)
+    by_groups = config.prune.pattern == 'groups'
+    groups = units.find(config, model, prepare, pipeline.like) if by_groups else None
+    known: dict[Any, Trainer] = {}
+
+    def smaller(network: units.Smaller) -> Trainer:
+        at = tuple((name, mask.tobytes()) for name, mask in network.keep.items())
+        if at not in known:
+            known[at] = trainer_lib.make_trainer(
+                config, model, pipeline, mesh, steps, smaller=network
+            )
+        return known[at]
+
+    return Networks(trainer(1.0), total, widths, trainer, about, groups, smaller)
 
 
 def build(config: ml_collections.ConfigDict, num_classes: int, width: float) -> Any:

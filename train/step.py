@@ -34,7 +34,11 @@ class Learner(NamedTuple):
 
 
 def make_learner(
-    config: ml_collections.ConfigDict, model: nn.Module, about: Mapping[str, Any], like: Any
+    config: ml_collections.ConfigDict,
+    model: nn.Module,
+    about: Mapping[str, Any],
+    like: Any,
+    rewrite: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda fn: fn,
 ) -> Learner:
     """Makes the functions of a network.
 
@@ -43,6 +47,7 @@ def make_learner(
       model: called as `model.apply(variables, inputs, train=...)`, returns logits.
       about: the normalisation of its input pipeline.
       like: one raw input, with a leading axis of length 1.
+      rewrite: makes a function of smaller variables from one of the model's; `init` is not.
 
     Returns:
       Pure functions, for jit.
@@ -54,10 +59,17 @@ def make_learner(
         params = variables.pop('params')
         return jp.Point(params, tx.init(params), variables)
 
+    @rewrite
+    def in_training(variables: Any, inputs: jax.Array) -> Any:
+        mutable = [name for name in variables if name != 'params']
+        return model.apply(variables, inputs, train=True, mutable=mutable)
+
+    @rewrite
+    def finished(variables: Any, inputs: jax.Array) -> Any:
+        return model.apply(variables, inputs, train=False)
+
     def loss_fn(params: Any, extra: Any, inputs: jax.Array, labels: jax.Array) -> Any:
-        logits, extra = model.apply(
-            {'params': params, **extra}, inputs, train=True, mutable=list(extra)
-        )
+        logits, extra = in_training({'params': params, **extra}, inputs)
         return cross_entropy(logits, labels).mean(), extra
 
     def step(point: jp.Point, number: jax.Array, key: jax.Array, batch: Batch) -> Any:
@@ -72,8 +84,7 @@ def make_learner(
         return jp.Point(optax.apply_updates(params, updates), opt_state, extra), loss
 
     def predict(point: jp.Point, inputs: jax.Array) -> jax.Array:
-        variables = {'params': point.params, **point.extra}
-        logits: Any = model.apply(variables, prepare(inputs), train=False)
+        logits: Any = finished({'params': point.params, **point.extra}, prepare(inputs))
         return logits
 
     return Learner(init, step, predict, tx.init)

@@ -10,8 +10,9 @@ import ml_collections
 
 import jaxprune as jp
 from jaxprune import rounds
+from jaxprune.structured import Groups
 from train import config as config_lib
-from train import l1_filters
+from train import l1_filters, units
 from train.data import Split
 from train.rates import rates
 from train.timeline import Training
@@ -85,6 +86,7 @@ def prune(
     config: ml_collections.ConfigDict,
     score: Callable[[jp.Point], jp.tree.Scores],
     key: jax.Array,
+    groups: Groups | None = None,
 ) -> jp.tree.Masks:
     """Chooses the masks of a round, by the score, allocation and pattern of the config.
 
@@ -95,6 +97,7 @@ def prune(
       config: a checked config.
       score: scores the point.
       key: of this round, for controls that are random.
+      groups: of the network, where its units are removed.
 
     Returns:
       Masks inside the present ones; those of shuffled masks are not.
@@ -104,18 +107,18 @@ def prune(
         scores = jp.scores.random(point.params, key, where=where)
     else:
         scores = score(point)
-    masks = allocate(point, scores, density, config)
+    masks = allocate(point, scores, density, config, groups)
     return jp.masks.shuffle(masks, key) if technique == 'shuffled_masks' else masks
 
 
-def check(config: ml_collections.ConfigDict, point: jp.Point) -> None:
+def check(config: ml_collections.ConfigDict, point: jp.Point, groups: Groups | None = None) -> None:
     """Raises `ValueError` where the config's rules, floor or pattern do not fit a dense network."""
     where = jp.tree.covered_by(jp.get_masks(point.opt_state))
     scores = jp.scores.random(point.params, jax.random.key(0), where=where)
     plan = config_lib.density_plan(config)
     for density in (plan[0], plan[-1]):
         try:
-            allocate(point, scores, density, config, allow_empty=True)
+            allocate(point, scores, density, config, groups, allow_empty=True)
         except (TypeError, ValueError) as error:
             raise ValueError(f'config.prune does not fit the network: {error}') from error
 
@@ -125,10 +128,13 @@ def allocate(
     scores: jp.tree.Scores,
     density: float,
     config: ml_collections.ConfigDict,
+    groups: Groups | None = None,
     *,
     allow_empty: bool = False,
 ) -> jp.tree.Masks:
     """Keeps the highest scores, as the allocation and pattern of the config have it."""
+    if groups is not None:
+        return units.allocate(groups, scores, jp.get_masks(point.opt_state), density, config)
     top = functools.partial(jp.masks.leaf_top, allow_empty=allow_empty)
     c, present = config.prune, jp.get_masks(point.opt_state)
     pattern = PATTERNS[c.pattern](c)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 from train import step as step_lib
-from train import techniques
+from train import techniques, units
 from train.data import Split
 from train.input_pipeline import InputPipeline
 from train.step import Learner
@@ -79,6 +79,8 @@ def make_trainer(
     pipeline: InputPipeline,
     mesh: Mesh,
     steps: int,
+    *,
+    smaller: units.Smaller | None = None,
 ) -> Trainer:
     """Compiles nothing yet: makes the functions of a run.
 
@@ -92,12 +94,15 @@ def make_trainer(
       pipeline: tells the shape of inputs and how they are normalised.
       mesh: all devices, along an axis `'devices'`.
       steps: of one dispatch.
+      smaller: the network that is trained and measured, `None` for the whole model; states have
+        the whole shapes in either case.
 
     Returns:
       Jitted functions; data are arguments, so that they live on the devices.
     """
-    learner = step_lib.make_learner(config, model, pipeline.normalization, pipeline.like)
-    apart = config.replicates % mesh.size == 0
+    rewrite = (lambda fn: fn) if smaller is None else smaller.rewrite
+    learner = step_lib.make_learner(config, model, pipeline.normalization, pipeline.like, rewrite)
+    apart = config.replicates % mesh.size == 0 and smaller is None
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('devices'))
     each = split if apart else whole
     alone = config.replicates == 1 or (apart and config.replicates == mesh.size)
@@ -115,6 +120,9 @@ def make_trainer(
     else:
         train_one = _training(learner, config.train.batch_size, steps, spread)
         measure_one = _measuring(learner, config.train.batch_size, spread)
+
+    if smaller is not None:
+        train_one, measure_one = _at_size_of(smaller, train_one, measure_one)
 
     def train(state: TrainState, part: Split) -> tuple[TrainState, jax.Array]:
         one = lambda point, key: train_one(point, state.step, key, part)
@@ -143,6 +151,22 @@ def make_trainer(
         learner.reset,
         shardings,
     )
+
+
+def _at_size_of(
+    smaller: units.Smaller, train: Callable[..., Any], measure: Callable[..., Any]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Makes functions of points of the whole shapes from those of a smaller network."""
+
+    def train_smaller(point: jp.Point, *rest: Any) -> Any:
+        point, losses = train(smaller.narrow(point), *rest)
+        return smaller.widen(point), losses
+
+    def measure_smaller(point: jp.Point, part: Split) -> Measured:
+        measured: Measured = measure(smaller.narrow(point), part)
+        return measured
+
+    return train_smaller, measure_smaller
 
 
 def _training(

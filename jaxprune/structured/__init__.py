@@ -3,7 +3,7 @@
 from jaxprune.structured.compaction import compact, dead
 from jaxprune.structured.coupled import Group, Groups, Keep, Slice, groups
 from jaxprune.structured.ranking import Importance, geometric_median, importance, squared
-from jaxprune.structured.removal import Shrunk, narrow, rewritten, shrink
+from jaxprune.structured.removal import Shrunk, kept_by, masks_of, narrow, rewritten, shrink, widen
 from jaxprune.structured.selection import parameters, stored, top, within
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     'geometric_median',
     'groups',
     'importance',
+    'kept_by',
+    'masks_of',
     'narrow',
     'parameters',
     'rewritten',
@@ -25,5 +27,6 @@ __all__ = [
     'squared',
     'stored',
     'top',
+    'widen',
     'within',
 ]

@@ -75,7 +75,7 @@ def _by_group(
     for group in groups.groups:
         cut = group.slices[0]
         for row, index in coupled.dims.columns(axes[cut.path][cut.axis]):
-            if np.array_equal(index, cut.index):
+            if np.array_equal(index, cut.units):
                 found[group.name] = sums.vanishing.get(row, np.zeros(group.size, bool))
     return found
 

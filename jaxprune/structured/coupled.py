@@ -22,7 +22,7 @@ class Slice(NamedTuple):
 
     path: str
     axis: int
-    index: np.ndarray
+    units: np.ndarray
     """The unit that each position along the axis belongs to, -1 for none."""
 
 
@@ -30,8 +30,8 @@ class Group(NamedTuple):
     """A row of units; a unit is what goes at once, in every leaf that it cuts."""
 
     name: str
-    """The leaf and axis that it cuts first, as `'Dense_0/kernel:1'`; with the place among the groups
-    along that axis, the outermost 0, where there are several: `'qkv/kernel:1.0'`."""
+    """The leaf and axis that it cuts first, as `'Dense_0/kernel:1'`; with the place among the
+    groups along that axis, the outermost 0, where there are several: `'qkv/kernel:1.0'`."""
     size: int
     slices: tuple[Slice, ...]
     inexact: str
@@ -53,7 +53,7 @@ class Groups(NamedTuple):
     unused: tuple[str, ...]
     """Leaves that the function does not use."""
 
-    def __getitem__(self, name: str) -> Group:
+    def named(self, name: str) -> Group:
         """Returns the group of a name."""
         found = {group.name: group for group in self.groups}
         if name not in found:
@@ -146,9 +146,9 @@ def uses(block: Block) -> list[int | None]:
     for number, step in enumerate(block.steps):
         for var in trace.variables(step.eqn):
             first.setdefault(var, number)
-    for var in block.jaxpr.outvars:
-        if not trace.is_literal(var):
-            first.setdefault(var, len(block.steps))
+    for result in block.jaxpr.outvars:
+        if not trace.is_literal(result):
+            first.setdefault(result, len(block.steps))
     return [first.get(var) for var in block.jaxpr.invars]
 
 
@@ -160,7 +160,7 @@ def weights(found: Groups, group: Group) -> int:
         left = 1.0  # share that is in no unit
         for cut in group.slices:
             if cut.path == path:
-                left *= 1 - np.mean(cut.index >= 0)
+                left *= float(np.mean(cut.units < 0))
         total += round((1 - left) * np.prod(shapes[path]))
     return round(total / group.size)
 

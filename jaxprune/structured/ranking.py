@@ -57,7 +57,7 @@ def importance(
             continue
         total = np.zeros(group.size)
         for cut in cuts:
-            total += _along(leaves[cut.path], cut.axis, cut.index, group.size, reduce)
+            total += _along(leaves[cut.path], cut.axis, cut.units, group.size, reduce)
         mean = total.mean()
         found[group.name] = total / mean if normalize and mean > 0 else total
     if not found:
@@ -86,9 +86,9 @@ def geometric_median(groups: Groups, params: Params) -> Importance:
         path, axis = group.name.rsplit(':', 1)[0], int(group.name.rsplit(':', 1)[1].split('.')[0])
         cut = next(cut for cut in group.slices if (cut.path, cut.axis) == (path, axis))
         rows = np.moveaxis(np.asarray(leaves[path], np.float64), axis, 0).reshape(
-            len(cut.index), -1
+            len(cut.units), -1
         )
-        filters = np.stack([rows[cut.index == unit].ravel() for unit in range(group.size)])
+        filters = np.stack([rows[cut.units == unit].ravel() for unit in range(group.size)])
         squares = (filters**2).sum(axis=1)
         between = squares[:, None] + squares[None] - 2 * filters @ filters.T
         found[group.name] = np.sqrt(np.maximum(between, 0)).sum(axis=1)

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import packing, tree
 from jaxprune.structured import coupled, dims, rewrite, trace
 from jaxprune.structured.coupled import Groups, Keep
 from jaxprune.structured.trace import Block
-from jaxprune.tree import Params
+from jaxprune.tree import Masks, Params
 
 
 class Shrunk(NamedTuple):
@@ -45,7 +46,7 @@ def shrink(params: Params, groups: Groups, keep: Keep) -> Shrunk:
 def check(groups: Groups, keep: Keep) -> None:
     """Raises `ValueError` at the first group that is unknown, of another size, or left empty."""
     for name, mask in keep.items():
-        group = groups[name] if name in _names(groups) else _raise_unknown(groups, name)
+        group = groups.named(name) if name in _names(groups) else _raise_unknown(groups, name)
         given = np.asarray(mask)
         if given.dtype != bool or given.shape != (group.size,):
             raise ValueError(
@@ -65,10 +66,59 @@ def axis_masks(groups: Groups, keep: Keep) -> dict[tuple[str, int], np.ndarray]:
     for group in groups.groups:
         own = np.asarray(keep.get(group.name, np.ones(group.size, bool)))
         for cut in group.slices:
-            stays = np.where(cut.index < 0, True, own[cut.index])
+            stays = np.where(cut.units < 0, True, own[cut.units])
             at = cut.path, cut.axis
             masks[at] = masks[at] & stays if at in masks else stays
     return masks
+
+
+def masks_of(groups: Groups, keep: Keep, masks: Masks, *, under: str = '') -> Masks:
+    """Prunes all weights of the units that go, in masks of unstructured pruning.
+
+    Args:
+      groups: of the function.
+      keep: which units of each group stay.
+      masks: booleans by weight; `None` where not prunable.
+      under: the branch of the parameters that the masks are like, see `narrow`.
+
+    Returns:
+      Masks inside the given ones.
+    """
+    cuts = _Cuts(groups, keep, under)
+
+    def visit(key_path: Any, mask: Any) -> Any:
+        if mask is None:
+            return None
+        for axis, stays in cuts.of(key_path)[1].items():
+            mask = mask & stays.reshape(-1, *[1] * (mask.ndim - 1 - axis))
+        return mask
+
+    return jax.tree_util.tree_map_with_path(visit, masks, is_leaf=tree.is_none)
+
+
+def kept_by(groups: Groups, masks: Masks, *, under: str = '') -> dict[str, np.ndarray]:
+    """Finds the units of which masks leave a weight: what `masks_of` was given, or more.
+
+    Args:
+      groups: of the function.
+      masks: booleans by weight; `None` where not prunable.
+      under: the branch of the parameters that the masks are like, see `narrow`.
+
+    Returns:
+      The units that stay, of each group of which a leaf is masked.
+    """
+    prefix = f'{under}/' if under else ''
+    own = {prefix + path: np.asarray(mask) for path, mask in tree.present(masks)}
+    keep = {}
+    for group in groups.groups:
+        cuts = [cut for cut in group.slices if cut.path in own]
+        stays = np.zeros(group.size, bool)
+        for cut in cuts:
+            others = tuple(axis for axis in range(own[cut.path].ndim) if axis != cut.axis)
+            stays[cut.units[own[cut.path].any(axis=others) & (cut.units >= 0)]] = True
+        if cuts:
+            keep[group.name] = stays
+    return keep
 
 
 def narrow(state: Any, groups: Groups, keep: Keep, *, under: str = '') -> Any:
@@ -91,38 +141,92 @@ def narrow(state: Any, groups: Groups, keep: Keep, *, under: str = '') -> Any:
       ValueError: a keep set that does not fit; a leaf named like a parameter with axes of other
         sizes, as in factored moments, which must be made afresh.
     """
-    check(groups, keep)
-    masks = axis_masks(groups, keep)
-    prefix = f'{under}/' if under else ''
-    shapes = {
-        path.removeprefix(prefix): leaf.shape
-        for path, leaf in tree.present(groups.params)
-        if path.startswith(prefix)
-    }
-    if not shapes:
-        raise ValueError(f'under={under!r} is no branch of the parameters')
-    is_packed = lambda x: isinstance(x, packing.Packed)
+    cuts = _Cuts(groups, keep, under)
 
     def visit(key_path: Any, leaf: Any) -> Any:
-        path = _ending(tree.path_name(key_path), shapes)
-        if path is None:
-            return leaf
-        if is_packed(leaf):
+        if isinstance(leaf, packing.Packed):
             return packing.pack(visit(key_path, packing.unpack(leaf)))
-        cut = {axis: mask for (own, axis), mask in masks.items() if own == prefix + path}
-        if not any(not mask.all() for mask in cut.values()) or np.size(leaf) <= 1:
+        path, masks = cuts.of(key_path)
+        if path is None or not masks or np.size(leaf) <= 1:
             return leaf
-        if np.shape(leaf) != shapes[path]:
+        if np.shape(leaf) != cuts.shapes[path]:
             raise ValueError(
                 f'leaf {tree.path_name(key_path)!r} has shape {np.shape(leaf)} where the parameter '
-                f'has {shapes[path]}, so it cannot be cut: make this state afresh'
+                f'has {cuts.shapes[path]}, so it cannot be cut: make this state afresh'
             )
+        if isinstance(leaf, jax.core.Tracer):
+            for axis, mask in masks.items():
+                leaf = jnp.take(leaf, np.flatnonzero(mask), axis=axis)
+            return leaf
         array = np.asarray(leaf)
-        for axis, mask in cut.items():
+        for axis, mask in masks.items():
             array = np.compress(mask, array, axis=axis)
-        return jax.numpy.asarray(array)
+        return jnp.asarray(array)
 
-    return jax.tree_util.tree_map_with_path(visit, state, is_leaf=is_packed)
+    return jax.tree_util.tree_map_with_path(
+        visit, state, is_leaf=lambda x: isinstance(x, packing.Packed)
+    )
+
+
+def widen(state: Any, groups: Groups, keep: Keep, *, under: str = '') -> Any:
+    """Undoes `narrow`: puts zeros, or `False`, where units were removed.
+
+    Args:
+      state: what `narrow` returned, or a tree like it.
+      groups: of the function.
+      keep: which units of each group stay.
+      under: as it was given to `narrow`.
+
+    Returns:
+      The tree with leaves of the whole shapes; works under jit.
+
+    Raises:
+      ValueError: a keep set that does not fit.
+    """
+    cuts = _Cuts(groups, keep, under)
+
+    def visit(key_path: Any, leaf: Any) -> Any:
+        path, masks = cuts.of(key_path)
+        small = cuts.small(path, masks) if path is not None else ()
+        if not masks or np.shape(leaf) != small:
+            return leaf
+        for axis, mask in masks.items():
+            whole = jnp.zeros((*leaf.shape[:axis], len(mask), *leaf.shape[axis + 1 :]), leaf.dtype)
+            leaf = whole.at[(slice(None),) * axis + (np.flatnonzero(mask),)].set(leaf)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(visit, state)
+
+
+class _Cuts:
+    """Which positions along which axes of a leaf stay, by the ending of its path."""
+
+    def __init__(self, groups: Groups, keep: Keep, under: str) -> None:
+        check(groups, keep)
+        prefix = f'{under}/' if under else ''
+        self.shapes = {
+            path.removeprefix(prefix): leaf.shape
+            for path, leaf in tree.present(groups.params)
+            if path.startswith(prefix)
+        }
+        if not self.shapes:
+            raise ValueError(f'under={under!r} is no branch of the parameters')
+        self._masks: dict[str, dict[int, np.ndarray]] = {}
+        for (path, axis), mask in axis_masks(groups, keep).items():
+            if path.startswith(prefix) and not mask.all():
+                self._masks.setdefault(path.removeprefix(prefix), {})[axis] = mask
+
+    def of(self, key_path: Any) -> tuple[str | None, dict[int, np.ndarray]]:
+        """Finds the parameter that a leaf is about, and its masks by axis."""
+        parts = tree.path_name(key_path).split('/')
+        endings = ('/'.join(parts[start:]) for start in range(len(parts)))
+        path = next((ending for ending in endings if ending in self.shapes), None)
+        return path, {} if path is None else self._masks.get(path, {})
+
+    def small(self, path: str, masks: Mapping[int, np.ndarray]) -> tuple[int, ...]:
+        """Gives the shape of a parameter that is cut."""
+        whole = enumerate(self.shapes[path])
+        return tuple(int(masks[axis].sum()) if axis in masks else size for axis, size in whole)
 
 
 def rewritten(fn: Callable[..., Any], groups: Groups, keep: Keep) -> Callable[..., Any]:
@@ -137,7 +241,8 @@ def rewritten(fn: Callable[..., Any], groups: Groups, keep: Keep) -> Callable[..
       keep: which units of each group stay.
 
     Returns:
-      A pure function of parameters that `shrink` returned, for jit, grad and vmap. It raises
+      A pure function of parameters that `shrink` returned, for jit, grad and vmap, and for
+      `jax.shard_map` with `check_vma=False`. It raises
       `ValueError` where the parameters have other shapes, or where units that go together in this
       function do not in `keep`.
     """
@@ -208,13 +313,6 @@ def _kept(
 def _shape(x: Any) -> jax.ShapeDtypeStruct:
     aval = jax.typeof(x)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
-
-
-def _ending(path: str, paths: Mapping[str, Any]) -> str | None:
-    """Finds the longest of some paths that a path ends with."""
-    parts = path.split('/')
-    endings = ('/'.join(parts[start:]) for start in range(len(parts)))
-    return next((ending for ending in endings if ending in paths), None)
 
 
 def _names(groups: Groups) -> set[str]:

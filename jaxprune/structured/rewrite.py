@@ -137,7 +137,7 @@ def _pad(step: Step, values: Sequence[Any], mask_of: MaskOf) -> list[Any]:
         if not mask.all():
             ends = int(mask[:low].sum()), int(mask[len(mask) - high :].sum())
         config.append((*ends, between))
-    return [jax.lax.pad(*values, config)]
+    return [jax.lax.pad(values[0], values[1], config)]
 
 
 def _conv(step: Step, values: Sequence[Any], mask_of: MaskOf) -> list[Any]:

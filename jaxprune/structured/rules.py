@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from jax.extend import core
-
 from jaxprune.structured import dims
 from jaxprune.structured.dims import Dim
 
+Eqn: TypeAlias = Any
+"""A `jax.extend.core.JaxprEqn`, whose values are typed without their shapes."""
+
 Ins: TypeAlias = Sequence[Sequence[Dim]]
-Rule: TypeAlias = Callable[[core.JaxprEqn, Ins, str], Sequence[Sequence[Dim]]]
+Rule: TypeAlias = Callable[[Eqn, Ins, str], Sequence[Sequence[Dim]]]
 
 ELEMENTWISE = frozenset(
     """
@@ -31,7 +32,7 @@ ELEMENTWISE = frozenset(
 """Each entry of the result depends on the same entry of the operands; axes of 1 are repeated."""
 
 
-def rule(eqn: core.JaxprEqn) -> Rule | None:
+def rule(eqn: Eqn) -> Rule | None:
     """Finds the rule of an equation, `None` where it is not understood."""
     name = eqn.primitive.name
     if name in ELEMENTWISE:
@@ -46,7 +47,7 @@ def rule(eqn: core.JaxprEqn) -> Rule | None:
     return found
 
 
-def _elementwise(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _elementwise(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     if len(eqn.outvars) > 1:  # each result is an operand
         return ins
     result = []
@@ -58,7 +59,7 @@ def _elementwise(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Di
     return [result]
 
 
-def _broadcast(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _broadcast(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     del why
     result = [Dim(size) for size in eqn.outvars[0].aval.shape]
     for dim, axis in zip(ins[0], eqn.params['broadcast_dimensions'], strict=True):
@@ -67,7 +68,7 @@ def _broadcast(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]
     return [result]
 
 
-def _reshape(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _reshape(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     shape = eqn.outvars[0].aval.shape
     result = [Dim(size) for size in shape]
     if 0 in shape:
@@ -93,18 +94,18 @@ def _size(some: Sequence[Dim]) -> int:
     return math.prod(dim.size for dim in some)
 
 
-def _squeeze(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _squeeze(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     del why
     gone = eqn.params['dimensions']
     return [[dim for axis, dim in enumerate(ins[0]) if axis not in gone]]
 
 
-def _transpose(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _transpose(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     del why
     return [[ins[0][axis] for axis in eqn.params['permutation']]]
 
 
-def _dot(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _dot(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     (left, right), (left_batch, right_batch) = eqn.params['dimension_numbers']
     lhs, rhs = ins
     for a, b in zip((*left, *left_batch), (*right, *right_batch), strict=True):
@@ -114,7 +115,7 @@ def _dot(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     return [[*[lhs[axis] for axis in left_batch], *free, *other]]
 
 
-def _conv(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _conv(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     lhs, rhs = ins
     of_lhs, of_rhs, of_out = eqn.params['dimension_numbers']
     groups = eqn.params['feature_group_count']
@@ -131,14 +132,14 @@ def _conv(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     return [result]
 
 
-def _reduce(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _reduce(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     gone = eqn.params['axes']
     if eqn.primitive.name != 'reduce_sum':
         keep_all([ins[0][axis] for axis in gone], f'{why} reduces it')
     return [[dim for axis, dim in enumerate(ins[0]) if axis not in gone]]
 
 
-def _along_axis(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _along_axis(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     """Of what moves or mixes the entries along one axis, or some, of all operands."""
     axes = eqn.params.get('axis', eqn.params.get('dimension', eqn.params.get('dimensions')))
     for given in ins:
@@ -148,12 +149,12 @@ def _along_axis(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim
     return [ins[0]] * len(eqn.outvars)
 
 
-def _top_k(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _top_k(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     keep_all(ins[0], f'{why} goes along it')
     return [fixed(var.aval.shape, f'{why} goes along it') for var in eqn.outvars]
 
 
-def _window(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _window(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     c, result = eqn.params, []
     for axis, dim in enumerate(ins[0]):
         still = c['window_dimensions'][axis] == 1 and c['window_strides'][axis] == 1
@@ -165,20 +166,20 @@ def _window(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     return [result]
 
 
-def _made(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _made(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     """Of what is made from nothing, or from random keys."""
     del ins, why
     return [[Dim(size) for size in var.aval.shape] for var in eqn.outvars]
 
 
-def _keys(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _keys(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     reason = f'{why} makes random keys of it'
     for axes in ins:
         keep_all(axes, reason)
     return [fixed(var.aval.shape, reason) for var in eqn.outvars]
 
 
-def _concatenate(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _concatenate(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     joined = eqn.params['dimension']
     for axes in ins[1:]:
         for axis, dim in enumerate(axes):
@@ -189,7 +190,7 @@ def _concatenate(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Di
     return [result]
 
 
-def _stack(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _stack(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     for axes in ins[1:]:
         for a, b in zip(axes, ins[0], strict=True):
             dims.tie(a, b, why)
@@ -198,19 +199,19 @@ def _stack(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     return [result]
 
 
-def _tile(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _tile(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     reps = eqn.params['reps']
     times = [Dim(n, f'{why} repeats it') for n in reps]
     return [[dims.product([n, dim]) for n, dim in zip(times, ins[0], strict=True)]]
 
 
-def _split(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _split(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     axis = eqn.params['axis']
     parts = dims.pieces(ins[0][axis], [int(n) for n in eqn.params['sizes']], why)
     return [[*ins[0][:axis], part, *ins[0][axis + 1 :]] for part in parts]
 
 
-def _slice(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _slice(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     starts, limits = eqn.params['start_indices'], eqn.params['limit_indices']
     strides = eqn.params['strides'] or [1] * len(starts)
     return [
@@ -235,7 +236,7 @@ def _sliced(dim: Dim, start: int, limit: int, stride: int, why: str) -> Dim:
     return Dim(count, f'{why} takes every {stride}th')
 
 
-def _pad(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _pad(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     result = []
     for dim, (low, high, between) in zip(ins[0], eqn.params['padding_config'], strict=True):
         if low < 0 or high < 0 or between:
@@ -249,7 +250,7 @@ def _pad(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     return [result]
 
 
-def _gather(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _gather(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     (operand, indices), c = ins, eqn.params['dimension_numbers']
     reason = f'{why} looks entries up along it'
     batching = dict(zip(c.operand_batching_dims, c.start_indices_batching_dims, strict=True))
@@ -270,7 +271,7 @@ def _gather(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     return [[next(whole if axis in c.offset_dims else looked_up) for axis in range(rank)]]
 
 
-def _dynamic_slice(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _dynamic_slice(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     result = []
     for dim, size in zip(ins[0], eqn.params['slice_sizes'], strict=True):
         if size != dim.size:
@@ -279,7 +280,7 @@ def _dynamic_slice(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[
     return [result]
 
 
-def _dynamic_update_slice(eqn: core.JaxprEqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+def _dynamic_update_slice(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     for dim, part in zip(ins[0], ins[1], strict=True):
         if dim.size == part.size:
             dims.tie(dim, part, why)

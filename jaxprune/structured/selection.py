@@ -110,21 +110,24 @@ def within(
     return _without(importance, order[:high], multiple)
 
 
-def parameters(groups: Groups) -> Callable[[Keep], int]:
-    """Makes the measure that counts the parameters left."""
-    return lambda keep: sum(size for size, _ in _sizes(groups, keep))
+def parameters(
+    groups: Groups, *, where: Callable[[str], bool] = lambda path: True
+) -> Callable[[Keep], int]:
+    """Makes the measure that counts the parameters left, of leaves whose paths `where` accepts."""
+    return lambda keep: sum(size for path, size, _ in _sizes(groups, keep) if where(path))
 
 
 def stored(groups: Groups) -> Callable[[Keep], int]:
     """Makes the measure that counts the bytes of the parameters left."""
-    return lambda keep: sum(size * width for size, width in _sizes(groups, keep))
+    return lambda keep: sum(size * width for _, size, width in _sizes(groups, keep))
 
 
-def _sizes(groups: Groups, keep: Keep) -> list[tuple[int, int]]:
+def _sizes(groups: Groups, keep: Keep) -> list[tuple[str, int, int]]:
     masks = axis_masks(groups, keep)
     kept = {at: int(mask.sum()) for at, mask in masks.items()}
     return [
         (
+            path,
             math.prod(kept.get((path, axis), size) for axis, size in enumerate(leaf.shape)),
             leaf.dtype.itemsize,
         )
@@ -142,13 +145,13 @@ def _order(
         raise ValueError(f'floor={floor} must be in [0, 1): the share of a group that stays')
     ranked = []
     for place, (name, own) in enumerate(importance.items()):
-        size = groups[name].size
+        size = groups.named(name).size
         if np.shape(own) != (size,) or not np.isfinite(own).all():
             raise ValueError(
                 f'importance[{name!r}] must hold {size} finite numbers, one a unit, got shape '
                 f'{np.shape(own)}'
             )
-        by_rank = sorted(range(size), key=lambda unit, own=own: (own[unit], -unit))
+        by_rank = np.lexsort((-np.arange(size), own)).tolist()
         at_least = max(1, math.ceil(floor * size))
         ranked += [(own[unit], -place, -unit, name) for unit in by_rank[: size - at_least]]
     return [(name, -unit) for _, _, unit, name in sorted(ranked)]

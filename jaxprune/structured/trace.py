@@ -22,6 +22,8 @@ class Step(NamedTuple):
     outs: tuple[Axes, ...]
     inner: tuple['Block', ...]
     """The programs that it calls: the body of a scan, the branches of a conditional, ..."""
+    name: str
+    """Of the equation in messages, as `'reshape (model.py:12)'`."""
 
 
 class Block(NamedTuple):
@@ -78,6 +80,7 @@ def trace(
     barriers: list[Barrier],
     *,
     tangents: bool = False,
+    within: str = '',
 ) -> Block:
     """Walks through a program and ties the dims of its values, as each equation demands.
 
@@ -86,6 +89,7 @@ def trace(
       ins: the dims of its arguments.
       barriers: gets the equations that are not understood and meet a dim that is free.
       tangents: whether to walk through the derivatives of `jax.custom_jvp` functions too.
+      within: the place of the equation that calls it, for equations that do not tell theirs.
 
     Returns:
       The program with its dims; read them after all of it was walked through.
@@ -97,7 +101,7 @@ def trace(
     read = lambda atom: () if is_literal(atom) else axes[atom]
     steps = []
     for eqn in jaxpr.eqns:
-        step = _step(eqn, tuple(map(read, eqn.invars)), barriers, tangents)
+        step = _step(eqn, tuple(map(read, eqn.invars)), barriers, (tangents, place(eqn) or within))
         axes.update(zip(eqn.outvars, step.outs, strict=True))
         steps.append(step)
     outs = tuple(read(atom) for atom in jaxpr.outvars)
@@ -109,9 +113,9 @@ def place(eqn: core.JaxprEqn) -> str:
     return source_info_util.summarize(eqn.source_info).split(' (')[0].rpartition('/')[2]
 
 
-def describe(eqn: core.JaxprEqn) -> str:
+def describe(eqn: core.JaxprEqn, where: str) -> str:
     """Names an equation in messages, as `'reshape (model.py:12)'`."""
-    return f'{eqn.primitive.name} ({place(eqn)})'
+    return f'{eqn.primitive.name} ({where})' if where else eqn.primitive.name
 
 
 def steps_of(block: Block) -> Iterator[Step]:
@@ -126,34 +130,36 @@ Walk: TypeAlias = Callable[[core.ClosedJaxpr, Sequence[Axes]], Block]
 
 
 def _step(
-    eqn: core.JaxprEqn, ins: tuple[Axes, ...], barriers: list[Barrier], tangents: bool
+    eqn: core.JaxprEqn, ins: tuple[Axes, ...], barriers: list[Barrier], about: tuple[bool, str]
 ) -> Step:
-    name = eqn.primitive.name
+    name, (tangents, where) = eqn.primitive.name, about
+    described = describe(eqn, where)
     if name in _CALLS:
-        walk = lambda closed, ins: trace(closed, ins, barriers, tangents=tangents)
-        outs, inner = _CALLS[name](eqn, ins, walk)
+        walk = lambda closed, ins: trace(closed, ins, barriers, tangents=tangents, within=where)
+        outs, inner = _CALLS[name](eqn, ins, walk, described)
         if tangents and name == 'custom_jvp_call':
             inner = [*inner, _derivative(eqn, ins, outs, barriers)]
-        return Step(eqn, ins, tuple(outs), tuple(inner))
+        return Step(eqn, ins, tuple(outs), tuple(inner), described)
     rule = rules.rule(eqn)
     if rule is not None:
-        return Step(eqn, ins, tuple(map(tuple, rule(eqn, ins, describe(eqn)))), ())
-    why = f'it meets {describe(eqn)}, which is not known'
+        return Step(eqn, ins, tuple(map(tuple, rule(eqn, ins, described))), (), described)
+    why = f'it meets {described}, which is not known'
     if any(not row.kept for axes in ins for dim in axes for row in dims.units(dim)):
-        barriers.append(Barrier(name, place(eqn)))
+        barriers.append(Barrier(name, where))
     for axes in ins:
         for dim in axes:
             dims.keep(dim, why)
-    return Step(eqn, ins, tuple(fresh(var.aval, why) for var in eqn.outvars), ())
+    return Step(eqn, ins, tuple(fresh(var.aval, why) for var in eqn.outvars), (), described)
 
 
-def _tie_all(some: Sequence[Axes], others: Sequence[Axes], eqn: core.JaxprEqn) -> None:
+def _tie_all(some: Sequence[Axes], others: Sequence[Axes], why: str) -> None:
     for axes, other_axes in zip(some, others, strict=True):
         for a, b in zip(axes, other_axes, strict=True):
-            dims.tie(a, b, describe(eqn))
+            dims.tie(a, b, why)
 
 
-def _call(eqn: core.JaxprEqn, ins: Sequence[Axes], walk: Walk) -> Any:
+def _call(eqn: core.JaxprEqn, ins: Sequence[Axes], walk: Walk, name: str) -> Any:
+    del name
     inner = walk(called(eqn), ins)
     return inner.outs, [inner]
 
@@ -166,13 +172,15 @@ def called(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
 
 def variables(eqn: core.JaxprEqn) -> list[core.Var]:
     """Lists the operands of an equation that are no literals, each once."""
-    return list(dict.fromkeys(v for v in eqn.invars if not is_literal(v)))
+    return list(dict.fromkeys(v for v in eqn.invars if isinstance(v, core.Var)))
 
 
 def alone(eqn: core.JaxprEqn) -> Callable[..., list[Any]]:
     """Makes the function of its variables that an equation is."""
     given, results = variables(eqn), eqn.outvars
-    about = core.DebugInfo('structured', describe(eqn), ('',) * len(given), ('',) * len(results))
+    about = core.DebugInfo(
+        'structured', eqn.primitive.name, ('',) * len(given), ('',) * len(results)
+    )
     jaxpr = core.Jaxpr((), given, results, [eqn], eqn.effects, about)
     fn: Callable[..., list[Any]] = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
     return fn
@@ -210,42 +218,43 @@ def _derivative(
         starts = tuple(primals[var] for var in moving)
         return jax.jvp(of_moving, starts, values[len(given) :])[1]
 
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in (*given, *moving)]
+    avals: list[Any] = [v.aval for v in (*given, *moving)]
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     read = {v: axes for v, axes in zip(eqn.invars, ins, strict=True) if not is_literal(v)}
     own = [read[var] for var in (*given, *moving)]
     block = trace(jax.make_jaxpr(rule)(*shapes), own, barriers)
-    _tie_all(block.outs, outs, eqn)
+    _tie_all(block.outs, outs, eqn.primitive.name)
     return block
 
 
-def _scan(eqn: core.JaxprEqn, ins: Sequence[Axes], walk: Walk) -> Any:
+def _scan(eqn: core.JaxprEqn, ins: Sequence[Axes], walk: Walk, name: str) -> Any:
     consts, carries = eqn.params['num_consts'], eqn.params['num_carry']
-    why = f'it is the axis that {describe(eqn)} goes over'
+    why = f'it is the axis that {name} goes over'
     for axes in ins[consts + carries :]:
         dims.keep(axes[0], why)
     inner = walk(called(eqn), [*ins[: consts + carries], *[a[1:] for a in ins[consts + carries :]]])
-    _tie_all(inner.outs[:carries], ins[consts : consts + carries], eqn)
+    _tie_all(inner.outs[:carries], ins[consts : consts + carries], name)
     length = Dim(eqn.params['length'], why)
     return [*inner.outs[:carries], *[(length, *axes) for axes in inner.outs[carries:]]], [inner]
 
 
-def _while(eqn: core.JaxprEqn, ins: Sequence[Axes], walk: Walk) -> Any:
+def _while(eqn: core.JaxprEqn, ins: Sequence[Axes], walk: Walk, name: str) -> Any:
     of_cond, of_body = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
     state = ins[of_cond + of_body :]
     cond = walk(eqn.params['cond_jaxpr'], [*ins[:of_cond], *state])
     body = walk(eqn.params['body_jaxpr'], [*ins[of_cond : of_cond + of_body], *state])
-    _tie_all(body.outs, state, eqn)
+    _tie_all(body.outs, state, name)
     return state, [cond, body]
 
 
-def _cond(eqn: core.JaxprEqn, ins: Sequence[Axes], walk: Walk) -> Any:
+def _cond(eqn: core.JaxprEqn, ins: Sequence[Axes], walk: Walk, name: str) -> Any:
     inner = [walk(branch, ins[1:]) for branch in eqn.params['branches']]
     for other in inner[1:]:
-        _tie_all(other.outs, inner[0].outs, eqn)
+        _tie_all(other.outs, inner[0].outs, name)
     return inner[0].outs, inner
 
 
-_CALLS: dict[str, Callable[[core.JaxprEqn, Sequence[Axes], Walk], Any]] = {
+_CALLS: dict[str, Callable[[core.JaxprEqn, Sequence[Axes], Walk, str], Any]] = {
     'checkpoint': _call,
     'closed_call': _call,
     'cond': _cond,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from jax.extend import core
 
 from jaxprune.structured import dims, trace
 from jaxprune.structured.dims import Dim
@@ -99,7 +100,7 @@ def _sum_over(step: Step, dim: Dim, at: Callable[[Dim], np.ndarray], found: Sums
         zero = at(row)
         found.vanishing[row] = found.vanishing.get(row, True) & zero
         if not zero.all():
-            found.where.setdefault(row, trace.describe(step.eqn))
+            found.where.setdefault(row, step.name)
 
 
 def _where(axes: Axes, row: Dim) -> list[int]:
@@ -134,10 +135,9 @@ def _if(
 
 
 def _clamp(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
-    low = step.eqn.invars[0]  # 0 stays 0 between bounds that are written in the program
-    bounded = trace.is_literal(low) and trace.is_literal(step.eqn.invars[2])
-    if bounded and np.all(low.val <= 0) and np.all(step.eqn.invars[2].val >= 0):
-        return [zeros[1]]
+    low, _, high = step.eqn.invars  # 0 stays 0 between bounds that are written in the program
+    if isinstance(low, core.Literal) and isinstance(high, core.Literal):
+        return [zeros[1]] if low.val <= 0 <= high.val else [{}]
     return _unknown(step, zeros, found)
 
 
