@@ -4,6 +4,7 @@ from jaxprune import (
     allocate,
     budgets,
     choose,
+    cost,
     counting,
     gradual,
     masks,
@@ -16,6 +17,7 @@ from jaxprune import (
     rounds,
     scores,
     select,
+    structured,
     tree,
 )
 from jaxprune.optimizer import PrunedState, get_masks, pruned, set_masks
@@ -29,6 +31,7 @@ __all__ = [
     'allocate',
     'budgets',
     'choose',
+    'cost',
     'counting',
     'get_masks',
     'gradual',
@@ -45,5 +48,6 @@ __all__ = [
     'scores',
     'select',
     'set_masks',
+    'structured',
     'tree',
 ]

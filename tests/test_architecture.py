@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: {'tree', 'counting', 'precision', 'packing'},
     1: {'scores', 'select', 'patterns', 'budgets', 'allocate', 'choose', 'masks'},
-    2: {'optimizer', 'rewind', 'rates', 'gradual', 'report', 'structured'},
+    2: {'optimizer', 'rewind', 'rates', 'gradual', 'report', 'cost', 'structured'},
     3: {'rounds'},
     4: {'plots', '__init__'},
 }

@@ -1,0 +1,150 @@
+"""Costs by layer, by hand and against published figures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from structured_cases import case, sequences
+
+import jaxprune as jp
+from jaxprune import cost, structured
+from train import models
+
+pytestmark = pytest.mark.promotes
+
+
+def macs(fn, params, *args, **options):
+    return {layer.path: layer.macs for layer in cost.layers(fn, params, *args, **options)}
+
+
+def convolve(x, kernel, **options):
+    names = ('NHWC', 'HWIO', 'NHWC')
+    given = {'window_strides': (1, 1), 'padding': 'SAME', 'dimension_numbers': names} | options
+    return jax.lax.conv_general_dilated(x, kernel, **given)
+
+
+def test_a_dense_layer():
+    params = {'kernel': jnp.ones((7, 3)), 'bias': jnp.ones(3)}
+    bias, kernel = cost.layers(lambda p, x: x @ p['kernel'] + p['bias'], params, jnp.ones((5, 7)))
+    assert kernel == ('kernel', (7, 3), 21, 21, 5 * 7 * 3, 5 * 7 * 3, 84, 4 * (35 + 21 + 15))
+    assert bias == ('bias', (3,), 3, 3, 0, 0, 12, 0)
+    assert cost.total([bias, kernel]) == ('total', None, 24, 24, 105, 105, 96, 284)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'options', 'expected'),
+    [
+        ((3, 3, 4, 6), {}, 64 * 6 * 9 * 4),
+        ((3, 3, 4, 6), {'window_strides': (2, 2)}, 16 * 6 * 9 * 4),
+        ((3, 3, 4, 6), {'rhs_dilation': (2, 2)}, 64 * 6 * 9 * 4),
+        ((3, 3, 4, 6), {'padding': 'VALID'}, 36 * 6 * 9 * 4),
+        ((3, 3, 2, 6), {'feature_group_count': 2}, 64 * 6 * 9 * 2),
+        ((3, 3, 1, 4), {'feature_group_count': 4}, 64 * 4 * 9),
+    ],
+)
+def test_convolutions(shape, options, expected):
+    fn = lambda p, x: convolve(x, p, **options)
+    assert macs(fn, jnp.ones(shape), jnp.ones((1, 8, 8, 4))) == {'': expected}
+
+
+def test_calls_count_for_the_leaf_that_goes_in():
+    params = {'a': jnp.ones((4, 4)), 'b': jnp.ones((4, 4))}
+    inner = jax.jit(lambda w, x: jax.nn.relu(x @ w.T))
+    again = jax.checkpoint(lambda w, x: jnp.sin(x @ w.astype(jnp.float32)))
+    fn = lambda p, x: again(p['b'], inner(p['a'], x))
+    assert macs(fn, params, jnp.ones((2, 4))) == {'a': 32, 'b': 32}
+
+
+def test_a_scan_counts_each_turn():
+    params = jnp.ones((3, 4, 4))
+    fn = lambda p, x: jax.lax.scan(lambda x, w: (x @ w, None), x, p)[0]
+    assert macs(fn, params, jnp.ones((2, 4))) == {'': 3 * 2 * 16}
+
+
+def test_a_conditional_counts_its_dearest_branch():
+    fn = lambda p, x: jax.lax.cond(x.sum() > 0, lambda x: x @ p @ p, lambda x: x @ p, x)
+    assert macs(fn, jnp.ones((4, 4)), jnp.ones((2, 4))) == {'': 2 * 2 * 16}
+
+
+def test_joined_leaves_share():
+    params = {'a': jnp.ones((4, 1)), 'b': jnp.ones((4, 3))}
+    fn = lambda p, x: x @ jnp.concatenate([p['a'], p['b']], axis=1)
+    assert macs(fn, params, jnp.ones((2, 4))) == {'a': 8, 'b': 24}
+
+
+def test_attention_is_a_layer_of_its_own():
+    fn, params, args, _ = case('fused_attention')
+    found = macs(fn, params, *args)
+    (place,) = {path for path in found if '/' not in path}
+    assert place.startswith('dot_general (structured_cases.py:')
+    N, L, _ = args[0].shape
+    assert found[place] == 2 * N * 4 * L * L * 3
+    assert found['params/Dense_0/kernel'] == N * L * 7 * 36
+
+
+def test_a_tied_embedding_is_multiplied_once():
+    fn, params, args, _ = case('tied_embedding')
+    N, L = args[0].shape
+    assert macs(fn, params, *args)['params/Embed_0/embedding'] == N * L * 8 * 11
+
+
+def test_masks():
+    params = {'a': jnp.ones((4, 4)), 'bias': jnp.ones(4)}
+    masks = {'a': jnp.arange(16).reshape(4, 4) < 4, 'bias': None}
+    for own in (masks, jp.packing.pack(masks)):
+        a, bias = cost.layers(
+            lambda p, x: x @ p['a'] + p['bias'], params, jnp.ones((2, 4)), masks=own
+        )
+        assert (a.kept, a.macs, a.kept_macs) == (4, 32, 8)
+        assert bias.kept == 4
+    with pytest.raises(ValueError, match='masks have no leaf'):
+        cost.layers(lambda p, x: x @ p['a'], params, jnp.ones((2, 4)), masks={'a': masks['a']})
+
+
+def test_half_the_channels():
+    fn, params, args, _ = case('batch_norm')
+    groups = structured.groups(fn, params, *args)
+    keep = {group.name: np.arange(group.size) < group.size // 2 for group in groups.groups}
+    small, smaller = structured.shrink(params, groups, keep)
+    found = macs(smaller, small, *args)
+    assert found['params/Conv_0/kernel'] == 5 * 36 * 9 * 3 * 4
+    assert found['params/Conv_1/kernel'] == 5 * 36 * 9 * 4 * 4
+
+
+def test_a_recurrent_network():
+    fn, params, _, _ = case('lstm')
+    found = macs(fn, params, sequences())
+    assert found['params/OptimizedLSTMCell_0/hf/kernel'] == 3 * 5 * 36
+    assert found['params/OptimizedLSTMCell_0/if/kernel'] == 3 * 5 * 42
+
+
+def test_resnet50_as_published():
+    """4.09 GMACs and 25,557,032 parameters: torchvision's table of models, one image of 224²."""
+    model = models.build('resnet50', num_classes=1000)
+    x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    init = lambda x: model.init(jax.random.key(0), x, train=False)
+    variables = jax.eval_shape(init, x)
+    found = cost.layers(lambda v, x: model.apply(v, x, train=False), variables, x)
+    params = sum(layer.parameters for layer in found if layer.path.startswith('params/'))
+    assert params == 25_557_032
+    assert round(cost.total(found).macs / 1e9, 2) == 4.09
+
+
+def test_the_table():
+    text = cost.table(cost.layers(lambda p, x: x @ p, jnp.ones((30, 40)), jnp.ones((2, 30))))
+    assert '1,200' in text and '2,400' in text and 'total' in text
+
+
+def test_latency():
+    found = cost.latency(lambda x: x + 1, jnp.ones(3), repeats=5)
+    assert len(found.times) == 5 and 0 < found.low <= found.median <= found.high
+    assert found.device
+    with pytest.raises(ValueError, match='repeats=0'):
+        cost.latency(lambda x: x, jnp.ones(3), repeats=0)
+
+
+def test_bad_functions():
+    with pytest.raises(ValueError, match='depends on values'):
+        cost.layers(lambda p, x: x @ p if p.sum() > 0 else x, jnp.ones((3, 3)), jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match='returns no array'):
+        cost.layers(lambda p, x: None, jnp.ones((3, 3)), jnp.ones((2, 3)))
