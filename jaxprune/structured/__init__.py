@@ -2,6 +2,7 @@
 
 from jaxprune.structured.compaction import compact, dead
 from jaxprune.structured.coupled import Group, Groups, Keep, Slice, groups
+from jaxprune.structured.native import rebuilt, resized
 from jaxprune.structured.ranking import Importance, geometric_median, importance, squared
 from jaxprune.structured.removal import Shrunk, kept_by, masks_of, narrow, rewritten, shrink, widen
 from jaxprune.structured.selection import parameters, stored, top, within
@@ -22,6 +23,8 @@ __all__ = [
     'masks_of',
     'narrow',
     'parameters',
+    'rebuilt',
+    'resized',
     'rewritten',
     'shrink',
     'squared',

@@ -76,7 +76,7 @@ class _Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = nn.relu(_ConvNorm(self.width, stride=self.stride, dtype=self.dtype)(x, train))
         y = _ConvNorm(self.width, dtype=self.dtype)(y, train)
-        if x.shape != y.shape:
+        if x.shape != y.shape or self.has_variable('params', 'shortcut'):  # of any width
             shortcut = _ConvNorm(self.width, 1, self.stride, self.dtype, name='shortcut')
             x = shortcut(x, train)
         return nn.relu(x + y)

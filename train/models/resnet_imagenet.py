@@ -88,7 +88,7 @@ class _Block(nn.Module):
         conv = partial(_ConvNorm, dtype=self.dtype)
         y = nn.relu(conv(self.channels, stride=self.stride)(x, train))
         y = conv(self.channels, scale=0.0)(y, train)
-        return nn.relu(_shortcut(conv, x, y, self.stride, train) + y)
+        return nn.relu(_shortcut(self, conv, x, y, train) + y)
 
 
 class _Bottleneck(nn.Module):
@@ -104,16 +104,20 @@ class _Bottleneck(nn.Module):
         y = nn.relu(conv(self.channels, 1)(x, train))
         y = nn.relu(conv(self.channels, stride=self.stride)(y, train))
         y = conv(4 * self.channels, 1, scale=0.0)(y, train)
-        return nn.relu(_shortcut(conv, x, y, self.stride, train) + y)
+        return nn.relu(_shortcut(self, conv, x, y, train) + y)
 
 
 def _shortcut(
-    conv: Callable[..., nn.Module], x: jax.Array, y: jax.Array, stride: int, train: bool
+    block: _Block | _Bottleneck,
+    conv: Callable[..., nn.Module],
+    x: jax.Array,
+    y: jax.Array,
+    train: bool,
 ) -> jax.Array:
-    """The input, projected where the block changes its shape."""
-    if x.shape == y.shape:
+    """The input, projected where the block changes its shape, at its full widths."""
+    if x.shape == y.shape and not block.has_variable('params', 'shortcut'):
         return x
-    projected: jax.Array = conv(y.shape[-1], 1, stride, name='shortcut')(x, train)
+    projected: jax.Array = conv(y.shape[-1], 1, block.stride, name='shortcut')(x, train)
     return projected
 
 

@@ -1,0 +1,160 @@
+"""The rewritten program and the module at its own widths agree; so do models of the trainer."""
+
+import functools
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from structured_cases import drawn
+from test_structured_oracle import difference, hold_gradient, keeps
+
+from jaxprune import structured
+from train import models
+
+pytestmark = pytest.mark.promotes
+
+SMALL = {
+    'lenet300': {},
+    'conv1d': {},
+    'convnet': {},
+    'decoder': {'width': 0.5},
+    'lstm': {'width': 0.1},
+    'mlp1d': {},
+    'mobilenet_v2': {'width': 0.1},
+    'resnet20': {'width': 0.5},
+    'resnet50': {'width': 0.06},
+    'transformer': {'width': 0.25},
+    'vit_tiny': {'width': 0.5},
+}
+"""Models of the trainer, and how they are made small."""
+TOKENS = ('decoder', 'lstm', 'transformer')
+NATIVE = ('lenet300', 'convnet', 'mlp1d', 'mobilenet_v2', 'resnet20')
+MEANS = {'decoder': 'Embed_0/embedding', 'vit_tiny': 'patches/kernel'}
+"""Of those that normalise over the width of the residual stream, what it is first cut in."""
+
+
+def inputs(name):
+    if name in TOKENS:
+        return jnp.arange(10).reshape(2, 5) % 7
+    shapes = {'conv1d': (3, 40, 1), 'mlp1d': (3, 40, 1), 'mobilenet_v2': (8, 64, 64, 3)} | {
+        'resnet50': (8, 64, 64, 3)
+    }
+    shape = shapes.get(name, (4, 8, 8, 3))
+    return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+
+
+@functools.cache
+def made(name):
+    model, x = models.build(name, num_classes=7, **SMALL[name]), inputs(name)
+    init = lambda x: model.init(jax.random.key(0), x, train=False)
+    variables = drawn(jax.eval_shape(init, x))
+    scale = lambda w: w / np.sqrt(np.prod(w.shape[:-1])) if w.ndim > 1 else w
+    variables = jax.tree.map(scale, variables)
+    fn = lambda variables, x: model.apply(variables, x, train=False)
+    return model, variables, x, fn, structured.groups(fn, variables, x)
+
+
+DEEP = {'mobilenet_v2': pytest.mark.slow, 'resnet50': pytest.mark.exhaustive}
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=DEEP.get(name, ())) for name in SMALL])
+def test_removed_is_as_zeroed(name):
+    model, variables, x, fn, groups = made(name)
+    assert not groups.barriers and not groups.unused
+    _, keep = keeps(groups)
+    small, smaller = structured.shrink(variables, groups, keep)
+    whole = {'params': variables, 'small': small, 'args': (x,), 'keep': keep}
+    hold_gradient(fn, smaller, groups, **whole)
+    moving = [name for name in variables if name != 'params']
+    train = lambda variables, x: model.apply(variables, x, train=True, mutable=moving)
+    if moving:
+        hold_gradient(train, structured.rewritten(train, groups, keep), groups, **whole)
+
+
+@pytest.mark.parametrize('name', [*NATIVE, *MEANS])
+def test_the_module_agrees(name):
+    model, variables, x, _, groups = made(name)
+    _, keep = keeps(groups)
+    if name in MEANS:  # the library's attention divides by the root of the features of a head
+        whole = f'params/{MEANS[name]}'
+        keep = {at: m for at, m in keep.items() if at[:-2] != whole and at[-2:] != ':2'}
+        keep = {at: m for at, m in keep.items() if not (name == 'decoder' and m.size == 4)}
+    small, smaller = structured.shrink(variables, groups, keep)
+    native = structured.resized(model)
+    assert difference(smaller(small, x), native(small, x, train=False)) < 1e-5
+
+
+def test_means_differ_by_nature():
+    """A mean over channels: the program divides by their old number, the module by the new."""
+    model, variables, x, _, groups = made('vit_tiny')
+    name = 'params/patches/kernel:3'
+    keep = {name: np.arange(groups.named(name).size) % 2 == 0}
+    small, smaller = structured.shrink(variables, groups, keep)
+    assert difference(smaller(small, x), structured.resized(model)(small, x, train=False)) > 1e-2
+
+
+def test_a_module_of_fixed_widths_refuses():
+    model, variables, x, _, groups = made('transformer')
+    keep = {groups.groups[0].name: np.arange(groups.groups[0].size) > 1}
+    small, _ = structured.shrink(variables, groups, keep)
+    with pytest.raises(flax.errors.ScopeParamShapeError, match='positions'):
+        structured.resized(model)(small, x, train=False)
+
+
+PUBLISHED = {'mobilenet_v2': 3_504_872, 'vit_b16': 86_567_656}
+"""Parameters for 1000 classes and 224² pixels: torchvision's tables of models."""
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    model = models.build(name, num_classes=1000)
+    x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)['params']
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PUBLISHED[name]
+
+
+def test_the_decoder_sees_the_past_only():
+    _, variables, x, fn, _ = made('decoder')
+    logits = jax.jit(fn)
+    changed = logits(variables, x.at[:, 3].set(6)) - logits(variables, x)
+    assert (np.asarray(changed[:, :3]) == 0).all() and (np.abs(changed[:, 3:]) > 0).any()
+
+
+def test_rotary_positions_are_relative():
+    """Two equal tokens in a row: their order changes nothing but through the mask."""
+    _, variables, _, fn, _ = made('decoder')
+    one, two = (jax.jit(fn)(variables, jnp.full((1, length), 3)) for length in (1, 2))
+    np.testing.assert_allclose(one[:, 0], two[:, 1], rtol=1e-5)
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(8, use_running_average=True, rngs=rngs)
+        self.deep = nnx.Conv(8, 8, (3, 3), feature_group_count=8, rngs=rngs)
+        self.dense = nnx.Linear(8, 6, rngs=rngs)
+        self.attend = nnx.MultiHeadAttention(2, 6, 8, decode=False, rngs=rngs)
+        self.last = nnx.Linear(6, 4, rngs=rngs)
+
+    def __call__(self, x):
+        x = jax.nn.relu(self.deep(jax.nn.relu(self.norm(self.conv(x)))))
+        x = self.dense(x.reshape(len(x), -1, x.shape[-1]))
+        return self.last(self.attend(x)).mean(1)
+
+
+def test_nnx_modules_are_rebuilt():
+    module, x = Net(nnx.Rngs(0)), inputs('convnet')[:, :4, :4]
+    definition, state = nnx.split(module)
+    fn = lambda state, x: nnx.merge(definition, state)(x)
+    groups = structured.groups(fn, state, x)
+    _, keep = keeps(groups)
+    keep = {name: mask for name, mask in keep.items() if not name.startswith('attend')}
+    small, smaller = structured.shrink(state, groups, keep)
+    new = structured.rebuilt(module, small)
+    assert difference(smaller(small, x), new(x)) < 1e-5
+    assert (new.conv.out_features, new.norm.num_features, new.deep.feature_group_count) == (6, 6, 6)
+    assert (new.deep.in_features, new.dense.in_features, new.dense.out_features) == (6, 6, 4)
+    assert new.attend.in_features == 4 and module.conv.out_features == 8
