@@ -57,7 +57,7 @@ def made(name):
     return model, variables, x, fn, structured.groups(fn, variables, x)
 
 
-DEEP = {'mobilenet_v2': pytest.mark.slow, 'resnet50': pytest.mark.exhaustive}
+DEEP = dict.fromkeys(('mobilenet_v2', 'resnet50'), pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize('name', [pytest.param(name, marks=DEEP.get(name, ())) for name in SMALL])
