@@ -9,7 +9,7 @@ LAYERS = (
     ('Dense_1/kernel', (10, 2), 20),
 )
 RESULTS = (
-    'replicate,technique,level,density,compression,kept,train_steps,pruned_val_accuracy,'
+    'replicate,technique,level,density,compression,kept,macs,train_steps,pruned_val_accuracy,'
     'pruned_test_accuracy,val_accuracy,test_accuracy,val_bits,test_bits'
 ).split(',')
 DENSE = (0.90, 0.91, 0.92)
@@ -71,6 +71,7 @@ def rows(accuracies, *, dense=DENSE, levels=3, step=100):
                 'density': (kept - 10) / 100,
                 'compression': 110 / kept,
                 'kept': kept,
+                'macs': 10 * kept,
                 'train_steps': step * (1 + level),
                 'pruned_val_accuracy': ''
                 if level == 0 or technique == 'small_dense'

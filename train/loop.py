@@ -294,7 +294,7 @@ def evaluate(run: Run, segment: Segment, points: jp.Point) -> tuple[list[Any], l
     sizes = {name: run.pipeline.predictions(part) for name, part in parts.items()}
     scores = results.accuracies('pruned_', before, sizes) | results.accuracies('', after, sizes)
     scores |= results.bits(after, sizes)
-    rows, layers = [], []
+    rows, layers, costs = [], [], run.networks.costs(segment)
     for r in range(run.config.replicates):
         point = replicate(points, r)
         records = jp.report.records(point.params, jp.get_masks(point.opt_state))
@@ -305,7 +305,7 @@ def evaluate(run: Run, segment: Segment, points: jp.Point) -> tuple[list[Any], l
             'train_steps': timeline.cost(run.timeline, segment),
         }
         own = {name: values[r] for name, values in scores.items()}
-        rows.append(cell | own | results.counts(records, run.networks.total))
+        rows.append(cell | own | results.counts(records, run.networks.total, costs))
         layers.extend(results.layer_rows(cell, records))
     return rows, layers
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
@@ -34,6 +35,8 @@ class Networks(NamedTuple):
     about: Callable[[Segment], dict[str, Any]]
     """What the file of a segment's model says about it."""
 
+    costs: Callable[[Segment], Sequence[jp.cost.Layer]]
+    """Of one example, in evaluation, of the network of a segment without masks."""
     groups: Groups | None
     """What can be removed from the full network, where its units are."""
     smaller: Callable[[units.Smaller], Trainer]
@@ -132,7 +135,15 @@ def make(
             )
         return known[at]
 
-    return Networks(trainer(1.0), total, widths, trainer, about, groups, smaller)
+    @functools.cache
+    def costs(width: float) -> list[jp.cost.Layer]:
+        network = build(config, pipeline.num_classes, width)
+        return _costs(network, prepare, pipeline.like)
+
+    def of_segment(segment: Segment) -> list[jp.cost.Layer]:
+        return costs(widths[segment.level] if segment.technique == 'small_dense' else 1.0)
+
+    return Networks(trainer(1.0), total, widths, trainer, about, of_segment, groups, smaller)
 
 
 def build(config: ml_collections.ConfigDict, num_classes: int, width: float) -> Any:
@@ -188,6 +199,16 @@ def width_of(kept: int, total: jp.report.Record, parameters: Callable[[float], i
         middle = round((low + high) / 2 / _SMALLEST) * _SMALLEST
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def _costs(model: Any, prepare: Callable[[Any], Any], like: Any) -> list[jp.cost.Layer]:
+    """Counts the costs of one example by the paths of parameters."""
+    inputs = jax.eval_shape(prepare, jnp.asarray(like))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(lambda key, x: model.init(key, x, train=False), key, inputs)
+    rest = {name: tree for name, tree in variables.items() if name != 'params'}
+    fn = lambda params, rest, x: model.apply({'params': params, **rest}, x, train=False)
+    return jp.cost.layers(fn, variables['params'], rest, inputs)
 
 
 def _records(trainer: Trainer, replicates: int) -> list[jp.report.Record]:

@@ -30,6 +30,7 @@ COLUMNS = (
     'density',
     'compression',
     'kept',
+    'macs',
     'train_steps',
     'pruned_val_accuracy',
     'pruned_test_accuracy',
@@ -76,13 +77,26 @@ def bits(measured: Mapping[str, Measured], sizes: Mapping[str, int]) -> dict[str
     return {f'{part}_bits': list(nats[part] / sizes[part] / math.log(2)) for part in measured}
 
 
-def counts(layers: Sequence[jp.report.Record], full: jp.report.Record) -> dict[str, Any]:
-    """Makes the columns of size of a network, as a share of the full dense one."""
+def counts(
+    layers: Sequence[jp.report.Record], full: jp.report.Record, costs: Sequence[jp.cost.Layer]
+) -> dict[str, Any]:
+    """Makes the columns of size of a network.
+
+    Args:
+      layers: counts of its leaves.
+      full: counts of the full dense network, of which its density is a share.
+      costs: of one example, of the network without masks.
+
+    Returns:
+      The columns; multiply-accumulates are those with weights that are kept.
+    """
+    kept = {layer.path: layer.kept / layer.parameters for layer in layers if layer.parameters}
     own = jp.report.total(layers)
     return {
         'density': (own.kept - own.parameters + own.prunable) / full.prunable,
         'compression': full.parameters / own.kept,
         'kept': own.kept,
+        'macs': round(sum(cost.macs * kept.get(cost.path, 1) for cost in costs)),
     }
 
 

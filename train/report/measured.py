@@ -86,9 +86,10 @@ def levels(study: Study) -> Section:
     model = study.about['model']
     text = (
         f'The dense network has {model["parameters"]:,} parameters, {model["prunable"]:,} of them '
-        'prunable. Density is kept / prunable, compression all / kept parameters. Accuracies are '
-        'means ± sample standard deviations in %; delta is the mean difference to the dense '
-        'network of the same replicate in points, with its paired bootstrap interval.'
+        'prunable. Density is kept / prunable, compression all / kept parameters; kMACs are '
+        'thousands of multiply-accumulates with kept weights, an example. Accuracies are means '
+        '± sample standard deviations in %; delta is the mean difference to the dense network of '
+        'the same replicate in points, with its paired bootstrap interval.'
     )
     tables = [_levels(study, technique) for technique in study.techniques]
     return Section('Level by level', [Text(text), *tables])
@@ -185,6 +186,7 @@ def _levels(study: Study, technique: str) -> Table:
                 percent(group.density.mean()),
                 f'{group.kept.mean():,.0f}',
                 f'{group.compression.mean():.2f}×',
+                f'{group.macs.mean() / 1000:,.1f}',
                 f'{len(group)}',
                 _mean(group.pruned_test_accuracy, ACCURACY),
                 _mean(group.test_accuracy, ACCURACY),
@@ -199,6 +201,7 @@ def _levels(study: Study, technique: str) -> Table:
         'density',
         'kept',
         'compression',
+        'kMACs',
         'n',
         'test, just pruned',
         'test, retrained',

@@ -49,7 +49,7 @@ def read_results(path: Path) -> pd.DataFrame:
       BadInput: no such file, half-written, a column is missing, or a value cannot be.
     """
     table = read_csv(path, RESULTS, may_lack=_PRUNED)
-    for column in ('replicate', 'level', 'kept', 'train_steps'):
+    for column in ('replicate', 'level', 'kept', 'macs', 'train_steps'):
         wrong = (table[column] % 1 != 0) | (table[column] < 0)
         _refuse(path, wrong, f'{column} is no whole number from 0')
         table = table.astype({column: int})
