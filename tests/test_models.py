@@ -9,7 +9,8 @@ import pytest
 from jaxprune import tree
 from train import models
 
-TEXT = ('lstm', 'transformer')
+TEXT = ('decoder', 'lstm', 'transformer')
+PROMOTING = (*TEXT, 'vit_b16', 'vit_tiny')  # by flax's LSTM, JAX's attention
 INPUTS = {
     **dict.fromkeys(TEXT, (2, 8)),
     **dict.fromkeys(('conv1d', 'mlp1d', 'mlp256'), (2, 40, 1)),
@@ -58,8 +59,7 @@ def _resnet_size(depth, num_classes=10):
 @pytest.mark.parametrize(
     'name',
     [
-        # flax's LSTM and JAX's attention promote bfloat16
-        pytest.param(name, marks=[pytest.mark.promotes] if name in TEXT else [])
+        pytest.param(name, marks=[pytest.mark.promotes] if name in PROMOTING else [])
         for name in sorted(models.MODELS)
     ],
 )
@@ -73,7 +73,7 @@ def test_logits_and_variables_are_float32(name, train, dtype):
     assert logits.shape == ((2, 8, 7) if name in TEXT else (2, 7))
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    normalised = name.startswith(('convnet', 'resnet'))
+    normalised = name.startswith(('convnet', 'mobilenet', 'resnet'))
     assert set(variables) == ({'params', 'batch_stats'} if normalised else {'params'})
     assert jax.tree.structure(updates) == jax.tree.structure(
         {key: value for key, value in variables.items() if key == 'batch_stats'}
@@ -174,7 +174,9 @@ def test_the_convnet_learns_32_random_examples_by_heart():
 
 
 def test_an_unknown_name_lists_the_names():
-    with pytest.raises(ValueError, match=r"no model is named 'resnet18'; .*'convnet', 'lenet300'"):
+    with pytest.raises(
+        ValueError, match=r"no model is named 'resnet18'; .*'convnet', 'decoder', 'lenet300'"
+    ):
         models.build('resnet18', num_classes=10)
 
 

@@ -12,7 +12,7 @@ import pytest
 from jaxprune import tree
 from train import models
 
-TEXT = ('lstm', 'transformer')
+TEXT = ('decoder', 'lstm', 'transformer')
 SHAPES = {
     **dict.fromkeys(TEXT, (2, 8)),
     **dict.fromkeys(('conv1d', 'mlp1d', 'mlp256'), (2, 40, 1)),
@@ -131,6 +131,7 @@ def test_lstm_against_its_equations():
     _close(model.apply({'params': params}, tokens, train=False), np.stack(outputs, 1))
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize('name', TEXT)
 def test_a_token_changes_its_own_logits_and_later_ones_only(name):
     model, params, tokens = _init(name)
@@ -143,6 +144,7 @@ def test_a_token_changes_its_own_logits_and_later_ones_only(name):
         assert (moved[1] == 0).all()
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize('name', TEXT)
 def test_tokens_may_be_bytes(name):
     model, params, tokens = _init(name)
@@ -164,6 +166,8 @@ def test_a_width_scales_every_hidden_width(name):
     whole, half = _params(name), _params(name, width=0.5)
     assert whole.keys() == half.keys()
     ends = {10, 97, 1, 3, 5, 7, 8, 40, 64 * (name == 'lenet300')}  # classes, inputs, kernel sizes
+    heads_and_patches = {'decoder': {2, 4}, 'vit_b16': {12, 16}, 'vit_tiny': {2, 4, 16 * 16 + 1}}
+    ends |= heads_and_patches.get(name, set())
     for path, leaf in whole.items():
         for units, scaled in zip(leaf.shape, half[path].shape, strict=True):
             assert scaled in (units // 2, round(units / 2)) or (units == scaled and units in ends)
