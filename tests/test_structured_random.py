@@ -10,8 +10,7 @@ from test_structured_oracle import hold_gradient, keeps
 from jaxprune import structured
 
 pytestmark = pytest.mark.promotes
-CASES = 30
-QUICK = 4  # the others are slow
+QUICK, SLOW, CASES = 4, 14, 100
 
 
 def width(rng, multiple=1):
@@ -136,7 +135,11 @@ def network(seed):
 
 @pytest.mark.parametrize(
     'seed',
-    [pytest.param(n, marks=[] if n < QUICK else pytest.mark.slow) for n in range(CASES)],
+    [
+        *range(QUICK),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in range(QUICK, SLOW)),
+        *(pytest.param(n, marks=pytest.mark.exhaustive) for n in range(SLOW, CASES)),
+    ],
 )
 def test_removed_is_as_zeroed(seed):
     x = images(channels=4, size=4) if seed % 2 else sequences(width=5)

@@ -14,11 +14,13 @@ from train.errors import BadInput, Interrupted
 
 pytestmark = pytest.mark.promotes
 
+SHORT = {'train__steps': 20, 'train__steps_per_dispatch': 10, 'retrain__rewind_step': 10}
+
 
 @pytest.fixture(scope='module')
 def finished(prepared, tmp_path_factory):  # noqa: F811
     workdir = tmp_path_factory.mktemp('units')
-    loop.run(fields(convnet, prepared), workdir)
+    loop.run(fields(convnet, prepared, **SHORT), workdir)
     return workdir
 
 
@@ -48,7 +50,7 @@ def test_the_saved_model_is_smaller_and_whole(finished):
 
 def test_the_dense_network_with_zeros_computes_the_same(prepared, finished):  # noqa: F811
     """What the run measured at the smaller size, by the whole model on the whole state."""
-    run_config = fields(convnet, prepared)
+    run_config = fields(convnet, prepared, **SHORT)
     networks, pipeline = loop.prepare(run_config)
     assert networks.groups is not None
     part = next(pipeline.evaluate('test'))
@@ -85,6 +87,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(prepared, tmp_path):  # noqa: F8
         ).read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_multiples_and_floors(prepared, tmp_path):  # noqa: F811
     config = fields(
         tiny,
