@@ -273,16 +273,15 @@ def latency():
 
 
 def rounds():
-    """The time of a round at about half the MACs against the dense one, all that it does included."""
+    """The time of a round at about half the MACs against that of the dense one, all included."""
     config = units_digits.get_config()
     config.prune.densities = (0.5,)
     with tempfile.TemporaryDirectory() as directory:
         loop.run(config, pathlib.Path(directory))
         times, rows = (pd.read_csv(f'{directory}/{name}.csv') for name in ('timings', 'results'))
     macs, took = rows.macs.to_numpy(), times.seconds.to_numpy()
-    print(
-        f'{timing.hardware()}\n{macs[1] / macs[0]:.2f} of the MACs, {config.train.steps} steps each:'
-    )
+    print(timing.hardware())
+    print(f'{macs[1] / macs[0]:.2f} of the MACs, {config.train.steps} steps each:')
     print(f'{took[0]:.1f} s, then {took[1]:.1f} s: {took[1] / took[0]:.2f} x')
 
 
