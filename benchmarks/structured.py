@@ -266,8 +266,8 @@ def latency():
         cells = [label, f'{size}²', *ms, f'{share:.3f}', f'{macs:.3f}', f'{moved:.3f}']
         rows.append([*cells, f'{share / macs:.2f} ×'])
     print_table(
-        'network | pixels | whole, ms | half as wide, ms | time left | MACs left | bytes moved left '
-        '| time against what MACs promise',
+        'network | pixels | whole, ms | half as wide, ms | time left | MACs left '
+        '| bytes moved left | time against what MACs promise',
         rows,
     )
 

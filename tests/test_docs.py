@@ -20,9 +20,9 @@ pytestmark = pytest.mark.promotes  # optax does, and x @ kernel + bias
 
 DOCS = Path(__file__).parents[1] / 'docs'
 PAGES = sorted(DOCS.glob('*.md'))
-OWN, JAXPRUNER, CHOICE = (
+OWN, JAXPRUNER, CHOICE, SMALLER = (
     (DOCS / f'{name}.md').read_text()
-    for name in ('add_your_own_score', 'coming_from_jaxpruner', 'choose_a_score')
+    for name in ('add_your_own_score', 'coming_from_jaxpruner', 'choose_a_score', 'structured')
 )
 
 
@@ -219,6 +219,22 @@ def test_patterns_and_rules_are_bound_to_what_makes_masks():
     assert (groups.sum(1) == 2).all()
     first = kept(jp.get_masks(given['tx'].init(params)))  # straight-through begins sparse
     assert sum(first.values()) == 256 and first['Dense_2/kernel'] == 160
+
+
+@pytest.mark.slow
+def test_the_examples_of_removal_run(capsys):
+    given = run(SMALLER, 'shrink')
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    assert given['logits'].shape == (2, 10)
+    assert 'params/Conv_0/kernel:3' in capsys.readouterr().out
+    assert count(given['small']) < count(given['variables'])
+    assert np.isfinite(run(SMALLER, 'train', **given)['value'])
+    within = run(SMALLER, 'budget', **given)
+    assert within['count'](within['keep']) <= count(given['variables'])
+    pruned = run(SMALLER, 'compact', **given)
+    assert count(pruned['small']) < count(given['variables'])
+    wanted = given['evaluate'](pruned['pruned'], given['x'])
+    np.testing.assert_allclose(pruned['smaller'](pruned['small'], given['x']), wanted, atol=1e-5)
 
 
 def shape_of(tables):

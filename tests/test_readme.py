@@ -4,7 +4,9 @@ import re
 import runpy
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -52,6 +54,22 @@ def test_the_rounds_as_one_call_run(capsys):
     exec(block('iterate'), names)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f'{level} {round(100 * 0.8**level) / 100}' for level in range(1, 11)]
+
+
+@pytest.mark.promotes
+def test_the_smaller_network_runs(capsys):
+    model, x = nn.Sequential([nn.Dense(64), nn.relu, nn.Dense(10)]), jnp.ones((3, 16))
+    names = {
+        'jp': jp,
+        'jax': jax,
+        'model': model,
+        'x': x,
+        'params': model.init(jax.random.key(0), x),
+    }
+    exec(block('smaller'), names)
+    assert names['small']['params']['layers_0']['kernel'].shape == (16, 32)
+    assert names['logits'].shape == (3, 10)
+    assert 'total' in capsys.readouterr().out
 
 
 def test_every_path_it_names_exists():
