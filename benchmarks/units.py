@@ -114,15 +114,15 @@ def picture(rows, path):
     ):
         for number, (pattern, name) in enumerate(names.items()):
             own = rows[rows.pattern == pattern].groupby('level')
-            if column == 'ms' and pattern == 'unstructured':
-                continue
             x, y = own[column].mean(), 100 * own.test_accuracy.mean()
             style = plots.line_style(number)
             axes.plot(x, y, label=name, **style)
             low, high = (100 * getattr(own.test_accuracy, f)() for f in ('min', 'max'))
             axes.fill_between(x, low, high, alpha=0.15, color=style['color'], linewidth=0)
-        axes.set(xlabel=label, xscale='log')
+        axes.set(xlabel=label)
         axes.grid(alpha=0.3)
+    panels[0].set_xscale('log')
+    panels[1].set_xlim(left=0)
     panels[0].set_ylabel('test accuracy, %')
     panels[0].legend(frameon=False)
     figure.savefig(path, dpi=160, metadata={'Software': None})
