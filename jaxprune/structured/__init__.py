@@ -2,6 +2,7 @@
 
 from jaxprune.structured.compaction import compact, dead
 from jaxprune.structured.coupled import Group, Groups, Keep, Slice, groups
+from jaxprune.structured.folding import fold
 from jaxprune.structured.native import rebuilt, resized
 from jaxprune.structured.ranking import Importance, geometric_median, importance, squared
 from jaxprune.structured.removal import Shrunk, kept_by, masks_of, narrow, rewritten, shrink, widen
@@ -16,6 +17,7 @@ __all__ = [
     'Slice',
     'compact',
     'dead',
+    'fold',
     'geometric_median',
     'groups',
     'importance',

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune import tree
-from jaxprune.structured import coupled, removal, trace, vanish
+from jaxprune.structured import coupled, folding, removal, trace, vanish
 from jaxprune.structured.coupled import Groups, Keep
 from jaxprune.tree import Params
 
@@ -55,15 +55,23 @@ def dead(groups: Groups, params: Params, *args: Any) -> Keep:
 def compact(groups: Groups, params: Params, *args: Any) -> removal.Shrunk:
     """Removes the dead units of a pruned network: smaller, and the same function.
 
+    Units that are constant because all their incoming weights are 0 are folded into the biases of
+    the layers that read them first, see `fold`, and so are dead where no other layer reads them.
+
     Args:
       groups: of the function.
       params: pytree of arrays, pruned weights at exactly 0.
       *args: the other arguments of the function, or their shapes.
 
     Returns:
-      The smaller parameters and their function; `dead` tells which units stay.
+      The smaller parameters and their function; `dead` of the folded parameters tells which units
+      stay.
+
+    Raises:
+      ValueError: parameters of other shapes.
     """
-    return removal.shrink(params, groups, dead(groups, params, *args))
+    folded = folding.fold(groups, params, *args)
+    return removal.shrink(folded, groups, dead(groups, folded, *args))
 
 
 def _by_group(

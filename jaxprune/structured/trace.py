@@ -13,6 +13,9 @@ from jaxprune.structured.dims import Dim
 Axes: TypeAlias = tuple[Dim, ...]
 """The dims of one value."""
 
+CALLS = frozenset('checkpoint closed_call core_call custom_jvp_call jit pjit remat2'.split())
+"""Equations that run one program once, on all their operands."""
+
 
 class Step(NamedTuple):
     """One equation."""
@@ -255,14 +258,8 @@ def _cond(eqn: core.JaxprEqn, ins: Sequence[Axes], walk: Walk, name: str) -> Any
 
 
 _CALLS: dict[str, Callable[[core.JaxprEqn, Sequence[Axes], Walk, str], Any]] = {
-    'checkpoint': _call,
-    'closed_call': _call,
+    **dict.fromkeys(CALLS, _call),
     'cond': _cond,
-    'core_call': _call,
-    'custom_jvp_call': _call,
-    'jit': _call,
-    'pjit': _call,
-    'remat2': _call,
     'scan': _scan,
     'while': _while,
 }
