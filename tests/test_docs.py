@@ -229,6 +229,8 @@ def test_the_examples_of_removal_run(capsys):
     assert 'params/Conv_0/kernel:3' in capsys.readouterr().out
     assert count(given['small']) < count(given['variables'])
     assert np.isfinite(run(SMALLER, 'train', **given)['value'])
+    ranked = run(SMALLER, 'importance', **given)
+    assert set(ranked['by_median']) >= set(ranked['by_activation']) >= set(ranked['by_scale'])
     within = run(SMALLER, 'budget', **given)
     assert within['count'](within['keep']) <= count(given['variables'])
     pruned = run(SMALLER, 'compact', **given)

@@ -1,5 +1,6 @@
 """Structured pruning: coupled channels found in a function's jaxpr, and removed for real."""
 
+from jaxprune.structured.activations import activation
 from jaxprune.structured.compaction import compact, dead
 from jaxprune.structured.coupled import Group, Groups, Keep, Slice, groups
 from jaxprune.structured.folding import fold
@@ -15,6 +16,7 @@ __all__ = [
     'Keep',
     'Shrunk',
     'Slice',
+    'activation',
     'compact',
     'dead',
     'fold',

@@ -78,14 +78,8 @@ def _by_group(
     groups: Groups, block: trace.Block, names: list[str], sums: vanish.Sums
 ) -> dict[str, np.ndarray]:
     """Names the units whose entries are 0 in every sum, of the same program traced again."""
-    axes = dict(zip(names, block.ins, strict=False))
-    found = {}
-    for group in groups.groups:
-        cut = group.slices[0]
-        for row, index in coupled.dims.columns(axes[cut.path][cut.axis]):
-            if np.array_equal(index, cut.units):
-                found[group.name] = sums.vanishing.get(row, np.zeros(group.size, bool))
-    return found
+    rows = coupled.rows(groups, dict(zip(names, block.ins, strict=False)))
+    return {name: sums.vanishing.get(row, np.zeros(row.size, bool)) for name, row in rows.items()}
 
 
 def _zero(weights: dict[str, np.ndarray], groups: Groups, gone: dict[str, np.ndarray]) -> None:

@@ -152,6 +152,16 @@ def uses(block: Block) -> list[int | None]:
     return [first.get(var) for var in block.jaxpr.invars]
 
 
+def rows(groups: Groups, axes: Mapping[str, Axes]) -> dict[str, Dim]:
+    """Finds the row of each group in the program traced again, from the dims of its leaves."""
+    return {
+        group.name: row
+        for group in groups.groups
+        for row, index in dims.columns(axes[group.slices[0].path][group.slices[0].axis])
+        if np.array_equal(index, group.slices[0].units)
+    }
+
+
 def weights(found: Groups, group: Group) -> int:
     """Counts the parameters that one unit of a group holds, on the average."""
     shapes = {path: leaf.shape for path, leaf in tree.present(found.params)}
