@@ -51,6 +51,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.batch_size = 64  # examples a step, over all devices
     c.train.steps_per_dispatch = 300  # steps that the device takes on its own, at most
 
+    c.mesh = ml_collections.ConfigDict()
+    c.mesh.fsdp = 1  # devices that each hold a part of the weights, and of each batch
+    c.mesh.tensor = 1  # devices that each compute a part of the units; the others split batches
+
     c.prune, c.retrain = _prune(), _retrain()
 
     c.checkpoint = ml_collections.ConfigDict()

@@ -15,9 +15,8 @@ from photographs import SOURCE
 from test_loop import rows_of, tiny
 
 from train import config as config_lib
-from train import input_pipeline, loop, models, report, results, stream
+from train import input_pipeline, layout, loop, models, report, results, stream
 from train import step as step_lib
-from train import trainer as trainer_lib
 from train.data import DatasetError
 from train.errors import BadInput, Interrupted
 
@@ -57,7 +56,7 @@ def divided(folder):
 
 
 def opened(config):
-    return input_pipeline.make(config, trainer_lib.make_mesh(), 10)
+    return input_pipeline.make(config, layout.make_mesh(config), 10)
 
 
 @pytest.fixture(scope='module')

@@ -39,6 +39,8 @@ _AT_LEAST_ONE = (
     'train.steps',
     'train.batch_size',
     'train.steps_per_dispatch',
+    'mesh.fsdp',
+    'mesh.tensor',
     'prune.score_batches',
     'prune.multiple',
     'checkpoint.every_steps',
@@ -77,9 +79,7 @@ def _check(config: ml_collections.ConfigDict, devices: int) -> None:
     _check_prune(config)
     _check_training(config)
     _check_techniques(config)
-    if config.replicates % devices and config.train.batch_size % devices:
-        expected = f'a multiple of {devices} devices, unless replicates is one'
-        raise _bad('train.batch_size', config.train.batch_size, expected)
+    _check_mesh(config, devices)
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -88,13 +88,33 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def difference(before: str, after: str) -> list[str]:
-    """Lists the fields in which two configs as JSON differ, old and new value each."""
+    """Lists the fields in which two configs as JSON differ, old and new value each.
+
+    The mesh may differ: a run goes on under another one.
+    """
     old, new = _flat(json.loads(before)), _flat(json.loads(after))
     return [
         f'{name}: {old.get(name, "absent")} there, {new.get(name, "absent")} now'
         for name in sorted(old.keys() | new.keys())
-        if old.get(name, 'absent') != new.get(name, 'absent')
+        if old.get(name, 'absent') != new.get(name, 'absent') and not name.startswith('mesh.')
     ]
+
+
+def _check_mesh(config: ml_collections.ConfigDict, devices: int) -> None:
+    c = config.mesh
+    parts = c.fsdp * c.tensor
+    if devices % parts:
+        expected = f'a divisor of {devices} devices, with mesh.tensor, which is {c.tensor}'
+        raise _bad('mesh.fsdp', c.fsdp, expected)
+    if parts > 1 and config.replicates > 1:
+        raise _bad('replicates', config.replicates, '1 where mesh splits the weights of a network')
+    if parts > 1 and config.prune.pattern == 'groups':
+        raise _bad('prune.pattern', 'groups', 'another where mesh splits the weights of a network')
+    shares = devices // c.tensor
+    apart = parts == 1 and config.replicates % devices == 0
+    if not apart and config.train.batch_size % shares:
+        expected = f'a multiple of {shares} devices, unless replicates is one'
+        raise _bad('train.batch_size', config.train.batch_size, expected)
 
 
 def _check_data(config: ml_collections.ConfigDict) -> None:

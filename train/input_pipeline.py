@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from train import data, stream, techniques
+from train import data, layout, stream, techniques
 from train.data import DatasetError, Split
 
 PARTS = ('train', 'validation', 'test')
@@ -53,7 +53,7 @@ def make(config: ml_collections.ConfigDict, mesh: Mesh, steps: int) -> InputPipe
 
     Args:
       config: a checked config.
-      mesh: all devices, along an axis `'devices'`.
+      mesh: of all devices, see `layout.make_mesh`.
       steps: of one dispatch.
 
     Returns:
@@ -141,12 +141,12 @@ def _streamed(config: ml_collections.ConfigDict, mesh: Mesh, steps: int) -> Inpu
         with contextlib.closing(read(batches)) as checked:
             while True:
                 columns = zip(*itertools.islice(checked, steps), strict=True)
-                yield jax.device_put(Split(*map(np.stack, columns)), over(None, 'devices'))
+                yield jax.device_put(Split(*map(np.stack, columns)), over(None, layout.BATCH))
 
     def evaluate(part: str) -> Generator[Split]:
         batches = stream.eval_batches(parts[part], **options)
         for columns in read(batches, len(parts[part])):
-            yield jax.device_put(Split(*columns), over('devices'))
+            yield jax.device_put(Split(*columns), over(layout.BATCH))
 
     @functools.cache
     def sample() -> Split:

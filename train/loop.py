@@ -19,6 +19,7 @@ from train import (
     checkpoint,
     data,
     input_pipeline,
+    layout,
     networks,
     progress,
     report,
@@ -88,7 +89,7 @@ def run(
 
 def prepare(config: ml_collections.ConfigDict) -> tuple[Networks, InputPipeline]:
     """Opens the data and makes the networks that train on them."""
-    segments, mesh = lay_out(config), trainer_lib.make_mesh()
+    segments, mesh = lay_out(config), layout.make_mesh(config)
     stops = {segment.steps for segment in segments} | {config.retrain.rewind_step} - {0}
     steps = trainer_lib.dispatch_steps(config, stops)
     try:
@@ -378,12 +379,6 @@ def restore(run: Run, segment: Segment, position: int) -> TrainState:
     like = jax.eval_shape(
         lambda: TrainState(trainer.init(draw_keys(run)), jnp.int32(0), draw_keys(run))
     )
-    sharding = TrainState(
-        jax.tree.map(lambda _: trainer.shardings.point, like.point),
-        trainer.shardings.step,
-        trainer.shardings.key,
-    )
-    like = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, sharding
-    )
+    placed = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    like = jax.tree.map(placed, like, trainer.shardings)
     return checkpoint.restore(run.store, position, like)

@@ -76,7 +76,7 @@ def make(
       config: a checked config.
       pipeline: what is trained on.
       segments: the timeline of the run.
-      mesh: all devices, along an axis `'devices'`.
+      mesh: of all devices, see `layout.make_mesh`.
       steps: of one dispatch.
 
     Returns:

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
+from train import layout, techniques, units
 from train import step as step_lib
-from train import techniques, units
 from train.data import Split
 from train.input_pipeline import InputPipeline
 from train.step import Learner
@@ -58,12 +58,7 @@ class Trainer(NamedTuple):
     reset: Callable[[jp.tree.Params], optax.OptState]
     """Makes the state of the optimizer afresh for one network."""
     shardings: TrainState
-    """Where states lie: replicates over the devices, where they divide evenly."""
-
-
-def make_mesh() -> Mesh:
-    """Lays all devices along one axis, `'devices'`."""
-    return jax.make_mesh((jax.device_count(),), ('devices',), axis_types=(AxisType.Auto,))
+    """Where states lie, leaf by leaf."""
 
 
 def dispatch_steps(config: ml_collections.ConfigDict, lengths: set[int]) -> int:
@@ -85,14 +80,15 @@ def make_trainer(
     """Compiles nothing yet: makes the functions of a run.
 
     Where the devices divide the replicates evenly, each device trains some of them and none waits
-    for another; elsewhere each batch is split over the devices. A device trains its replicates
+    for another; elsewhere each batch is split over the devices, and so are the weights where the
+    mesh has axes for them. A device trains its replicates
     side by side (`vmap`) or in turn (`map`), in either case in one program.
 
     Args:
       config: a checked config.
       model: called as `model.apply(variables, inputs, train=...)`, returns logits.
       pipeline: tells the shape of inputs and how they are normalised.
-      mesh: all devices, along an axis `'devices'`.
+      mesh: of all devices, see `layout.make_mesh`.
       steps: of one dispatch.
       smaller: the network that is trained and measured, `None` for the whole model; states have
         the whole shapes in either case.
@@ -102,14 +98,16 @@ def make_trainer(
     """
     rewrite = (lambda fn: fn) if smaller is None else smaller.rewrite
     learner = step_lib.make_learner(config, model, pipeline.normalization, pipeline.like, rewrite)
-    apart = config.replicates % mesh.size == 0 and smaller is None
-    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('devices'))
-    each = split if apart else whole
+    split = layout.is_split(mesh)
+    apart = config.replicates % mesh.size == 0 and smaller is None and not split
+    whole, over_devices = NamedSharding(mesh, P()), P(layout.REPLICAS)
+    each = NamedSharding(mesh, over_devices) if apart else whole
+    batches = NamedSharding(mesh, P(layout.BATCH))
     alone = config.replicates == 1 or (apart and config.replicates == mesh.size)
     over = _alone if alone else _in_turn if config.replicate_by == 'map' else jax.vmap
 
     def spread(batch: Any) -> Any:
-        return batch if apart else jax.lax.with_sharding_constraint(batch, split)
+        return batch if apart else jax.lax.with_sharding_constraint(batch, batches)
 
     def share_out(f: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
         return jax.shard_map(f, mesh=mesh, in_specs=inputs, out_specs=outputs) if apart else f
@@ -136,17 +134,20 @@ def make_trainer(
         logits = learner.predict(point._replace(params=params), batch[0])
         return step_lib.cross_entropy(logits, batch[1]).mean()
 
-    # prefixes of the tree: one entry stands for all leaves of a point
-    states = TrainState(P('devices'), P(), P('devices'))  # type: ignore[arg-type]
-    shardings = TrainState(each, whole, each)  # type: ignore[arg-type]
+    init = (_alone if config.replicates == 1 else jax.vmap)(learner.init)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.replicates))
+    shapes = jax.eval_shape(init, keys)
+    own = layout.shardings(shapes, mesh) if split else jax.tree.map(lambda _: each, shapes)
+    shardings = TrainState(own, whole, each)  # type: ignore[arg-type]  # placements, not arrays
+    states = TrainState(over_devices, P(), over_devices)  # type: ignore[arg-type]  # prefixes
     return Trainer(
-        jax.jit((_alone if config.replicates == 1 else jax.vmap)(learner.init), out_shardings=each),
+        jax.jit(init, out_shardings=own),
         jax.jit(
-            share_out(train, (states, P()), (states, P('devices'))),
+            share_out(train, (states, P()), (states, over_devices)),
             donate_argnums=0,
             out_shardings=(shardings, each),
         ),
-        jax.jit(share_out(measure, (P('devices'), P()), P('devices')), out_shardings=each),
+        jax.jit(share_out(measure, (over_devices, P()), over_devices), out_shardings=each),
         techniques.scorer(config, loss),
         learner.reset,
         shardings,
