@@ -7,6 +7,9 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from train import integrity, processes
+from train.errors import BadInput
+
 _LATEST = 2
 
 
@@ -20,12 +23,19 @@ def open_store(directory: Path, keep: Iterable[int]) -> ocp.CheckpointManager:
     Returns:
       The manager; close it, or use it in a `with`.
     """
+    directory = directory.absolute()
+
+    def seal() -> None:
+        if processes.writes():
+            integrity.seal(directory)
+
     options = ocp.CheckpointManagerOptions(
+        async_options=ocp.AsyncOptions(post_finalization_callback=seal),
         preservation_policy=policies.AnyPreservationPolicy(
             [policies.LatestN(_LATEST), policies.CustomSteps(sorted(keep))]
-        )
+        ),
     )
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+    return ocp.CheckpointManager(directory, options=options)
 
 
 def save(
@@ -51,6 +61,39 @@ def save(
             state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
         ),
     )
+
+
+def newest_whole(store: ocp.CheckpointManager, needed: Iterable[int]) -> tuple[int, list[str]]:
+    """Finds the checkpoint to go on from, and removes those that are damaged or come after it.
+
+    Args:
+      store: what `open_store` returned.
+      needed: steps that what comes after them restores again, such as the ends of segments.
+
+    Returns:
+      The newest step that is whole, as all needed steps before it are, 0 where there is no
+      checkpoint; and what is wrong with others.
+
+    Raises:
+      BadInput: there are checkpoints and none can be gone on from; nothing was removed.
+    """
+    folder, kept, done = Path(store.directory), set(needed), 0
+    wrong = {step: integrity.damage(folder / str(step)) for step in sorted(store.all_steps())}
+    found = [text for text in wrong.values() if text]
+    for step in sorted(kept | wrong.keys()):
+        if step in wrong and wrong[step] is None:
+            done = step
+        elif step in kept:
+            break
+    if wrong and not done:
+        raise BadInput(
+            f'no checkpoint of {store.directory} is whole: {"; ".join(found)}. Put the files back, '
+            'or choose another workdir to begin anew; nothing was touched'
+        )
+    for step, text in wrong.items():
+        if text or step > done:
+            store.delete(step)
+    return done, found
 
 
 def restore(store: ocp.CheckpointManager, step: int, like: Any) -> Any:

@@ -19,6 +19,12 @@ class Diverged(RunError):
     exit_code = 3
 
 
+class Broken(RunError):
+    """A device, a disk or another process failed; the last good checkpoint stays."""
+
+    exit_code = 4
+
+
 class Interrupted(RunError):
     """A signal asked to stop; the run was saved."""
 

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from train import data, layout, stream, techniques
+from train import data, layout, processes, stream, techniques
 from train.data import DatasetError, Split
 
 PARTS = ('train', 'validation', 'test')
@@ -84,13 +84,15 @@ def make(config: ml_collections.ConfigDict, mesh: Mesh, steps: int) -> InputPipe
 
 def _held(config: ml_collections.ConfigDict, mesh: Mesh) -> InputPipeline:
     """Holds all examples on the devices, where the order of training is drawn."""
-    dataset = data.load(
+    load = functools.partial(
+        data.load,
         config.data.name,
         directory=config.data.directory or None,
         validation_examples=config.data.validation_examples,
         seed=config.data.split_seed,
         test_split=config.data.test_split,
     )
+    dataset = processes.one_first(load)  # it may prepare files
     parts = {name: getattr(dataset, name) for name in PARTS}
     on_devices = jax.device_put(parts, NamedSharding(mesh, P()))
     return InputPipeline(
@@ -121,13 +123,19 @@ def _streamed(config: ml_collections.ConfigDict, mesh: Mesh, steps: int) -> Inpu
                 'split that has them'
             )
     options = {'batch_size': batch, 'image_size': c.image_size, 'workers': c.workers, 'keys': keys}
-    over = lambda *axes: NamedSharding(mesh, P(*axes))
+    own_rows = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
+
+    def place(columns: Any, *axes: Any) -> Split:
+        sharding = NamedSharding(mesh, P(*axes))
+        put = functools.partial(jax.make_array_from_process_local_data, sharding)
+        return Split(*map(put, columns))
 
     def read(batches: Generator[stream.Batch], examples: float = math.inf) -> Generator[Any]:
+        rows = range(own_rows['shard_index'], batch, own_rows['shard_count'])
         with contextlib.closing(batches):
             try:
                 for images, labels in batches:
-                    own = labels[: int(min(examples, batch))]  # what follows is padding
+                    own = labels[: sum(row < examples for row in rows)]  # what follows is padding
                     if ((own < 0) | (own >= num_classes)).any():
                         raise ValueError(f'labels are not in [0, {num_classes}): {own.tolist()}')
                     examples -= batch
@@ -137,23 +145,25 @@ def _streamed(config: ml_collections.ConfigDict, mesh: Mesh, steps: int) -> Inpu
 
     def train(keys: jax.Array, first: int) -> Generator[Split]:
         seed = int(jax.random.bits(keys[0]))
-        batches = stream.train_batches(parts['train'], seed=seed, start_step=first, **options)
+        batches = stream.train_batches(
+            parts['train'], seed=seed, start_step=first, **own_rows, **options
+        )
         with contextlib.closing(read(batches)) as checked:
             while True:
                 columns = zip(*itertools.islice(checked, steps), strict=True)
-                yield jax.device_put(Split(*map(np.stack, columns)), over(None, layout.BATCH))
+                yield place(map(np.stack, columns), None, layout.BATCH)
 
     def evaluate(part: str) -> Generator[Split]:
-        batches = stream.eval_batches(parts[part], **options)
+        batches = stream.eval_batches(parts[part], **own_rows, **options)
         for columns in read(batches, len(parts[part])):
-            yield jax.device_put(Split(*columns), over(layout.BATCH))
+            yield place(columns, layout.BATCH)
 
     @functools.cache
     def sample() -> Split:
         batches = stream.eval_batches(parts['train'], **options)
-        with contextlib.closing(read(batches)) as checked:
+        with contextlib.closing(batches) as checked:  # all rows, in every process
             columns = zip(*itertools.islice(checked, config.prune.score_batches), strict=True)
-            return jax.device_put(Split(*map(np.concatenate, columns)), over())
+            return place(map(np.concatenate, columns))
 
     return InputPipeline(
         num_classes,

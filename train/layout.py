@@ -80,3 +80,22 @@ def shardings(points: jp.Point, mesh: Mesh) -> jp.Point:
 
     found: jp.Point = jax.tree_util.tree_map_with_path(of, points)
     return found
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Lays arrays out over the devices of all processes, each of which has made them."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    return jax.jit(lambda tree: tree, out_shardings=shardings)(tree)
+
+
+def gathered(point: jp.Point) -> jp.Point:
+    """Copies a point to every device, where other processes hold parts of it."""
+
+    def whole(x: jax.Array) -> NamedSharding:
+        return NamedSharding(x.sharding.mesh, P())  # type: ignore[attr-defined]
+
+    if jax.process_count() == 1:
+        return point
+    found: jp.Point = place(point, jax.tree.map(whole, point))
+    return found

@@ -21,6 +21,7 @@ from train import (
     input_pipeline,
     layout,
     networks,
+    processes,
     progress,
     report,
     results,
@@ -75,10 +76,12 @@ def run(
         workdirs.claim(workdir, config),
         checkpoint.open_store(workdir / 'checkpoints', kept(config, segments)) as store,
     ):
-        done = store.latest_step() or 0
+        results.write_about(workdir, config, networks.total, pipeline)
+        done, damaged = checkpoint.newest_whole(store, kept(config, segments))
         with progress.display(segments[-1].end, done) as display:
+            for wrong in damaged:
+                display.say(f'{wrong}: going on from step {done} of the run')
             whole = Run(config, workdir, segments, networks, pipeline, store, display, interrupted)
-            results.write_about(workdir, config, networks.total, pipeline)
             try:
                 rows = train_all(whole, done)
             except data.DatasetError as error:
@@ -173,7 +176,7 @@ def begin(run: Run, segment: Segment) -> TrainState:
         points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *started)
     if not run.config.retrain.reshuffle:
         keys = segment_keys(run, run.timeline[0])
-    return jax.device_put(TrainState(points, jnp.int32(0), keys), trainer.shardings)
+    return layout.place(TrainState(points, jnp.int32(0), keys), trainer.shardings)
 
 
 def rounds_of(run: Run, segment: Segment) -> Callable[[jp.Point, jax.Array, int], jp.Point]:
@@ -234,7 +237,7 @@ def train(
     with contextlib.closing(run.pipeline.train(state.key, step)) as parts:
         part = next(parts)
         while step < segment.steps:
-            if number := run.interrupted():
+            if number := processes.agreed(run.interrupted()):
                 stop(run, segment.start + step, state, rows, number)
             state, losses = trainer.train(state, part)
             before, step = step, step + losses.shape[1]
@@ -332,8 +335,10 @@ def write_artifacts(run: Run, rows: Sequence[dict[str, Any]]) -> None:
             )
             about = {**run.networks.about(segment), **row}
             path = run.workdir / 'models' / f'replicate_{r}' / f'{segment.technique}.safetensors'
-            results.write_model(path, run.networks.shrunk(replicate(points, r)), about)
-    report.write([run.workdir], run.workdir)
+            point = run.networks.shrunk(replicate(points, r))
+            results.write_model(path, layout.gathered(point), about)
+    if processes.writes():
+        report.write([run.workdir], run.workdir)
 
 
 def replicate(stacked: Any, number: int) -> Any:

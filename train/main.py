@@ -1,19 +1,30 @@
 """Trains, prunes and retrains: python -m train.main --config=FILE --workdir=DIR."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from train import interrupt
-from train.errors import BadInput, RunError
+from train.errors import BadInput, Broken, RunError
 
+_KEPT = 'The last good checkpoint stays: the same command goes on from there'
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.', lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for checkpoints and results.', required=True
 )
+
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'Whether this is one of several processes that train together.'
+)
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of process 0, where the cluster does not tell it.'
+)
+_PROCESSES = flags.DEFINE_integer('processes', None, 'Their number, where it is not told.')
+_PROCESS = flags.DEFINE_integer('process', None, 'Which one this is, where it is not told.')
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,13 +32,43 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # checkpoints tell much
+    if _DISTRIBUTED.value:
+        join()
     try:
         with interrupt.requested() as interrupted:
-            from train import loop  # takes seconds, in which a signal must not be lost
-
-            loop.run(_CONFIG.value, Path(_WORKDIR.value), interrupted)
+            run(interrupted)
     except RunError as error:
         fail(error)
+
+
+def run(interrupted: Callable[[], int | None]) -> None:
+    """Runs the config of the flags, and says in plain words what broke."""
+    import jax  # takes seconds, in which a signal must not be lost
+
+    from train import loop
+
+    try:
+        loop.run(_CONFIG.value, Path(_WORKDIR.value), interrupted)
+    except jax.errors.JaxRuntimeError as error:
+        raise Broken(f'a device or another process failed: {error}. {_KEPT}') from error
+    except OSError as error:
+        raise Broken(f'a file cannot be written or read: {error}. {_KEPT}') from error
+
+
+def join() -> None:
+    """Joins the other processes of the run, as JAX finds them in the environment."""
+    import jax
+
+    try:
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    except (RuntimeError, ValueError) as error:
+        fail(
+            BadInput(
+                f'the other processes cannot be joined: {error}. Outside SLURM, Open MPI, '
+                'Kubernetes and Cloud TPU set --coordinator=HOST:PORT --processes=N '
+                '--process=NUMBER'
+            )
+        )
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -43,7 +84,9 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 def fail(error: RunError) -> None:
     """Ends the program with the message and the exit code of an error."""
-    print(f'{type(error).__name__}: {error}', file=sys.stderr)
+    print(f'{type(error).__name__}: {error}', file=sys.stderr, flush=True)
+    if isinstance(error, Broken):
+        os._exit(error.exit_code)  # an orderly end would wait for processes that are gone
     sys.exit(error.exit_code)
 
 

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 import rich.console
 import rich.progress
 
+from train import processes
+
 _SECONDS_BETWEEN_LINES = 60.0
 
 
@@ -70,7 +72,7 @@ def display(total: int, done: int) -> Iterator[Display]:
     Yields:
       The display.
     """
-    console = rich.console.Console()
+    console = rich.console.Console(quiet=not processes.writes())
     live = console.is_terminal or (console.is_jupyter and find_spec('ipywidgets') is not None)
     bar = rich.progress.Progress(
         rich.progress.TextColumn('{task.description}'),

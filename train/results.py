@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 import jaxprune as jp
+from train import processes
 from train.errors import BadInput
 from train.input_pipeline import InputPipeline
 from train.timeline import Segment
@@ -122,6 +123,8 @@ def write_layers(workdir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def append_timing(workdir: Path, segment: Segment, seconds: float) -> None:
     """Adds a line to `timings.csv`, the one table that depends on the clock."""
+    if not processes.writes():
+        return
     path = workdir / 'timings.csv'
     header = '' if path.exists() else 'technique,level,seconds\n'
     with path.open('a') as file:
@@ -200,7 +203,8 @@ def write_model(path: Path, point: jp.Point, about: Mapping[str, Any]) -> None:
     }
     flat = flax.traverse_util.flatten_dict(trees, sep='/')
     arrays = {name: np.asarray(leaf) for name, leaf in flat.items() if leaf is not None}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if processes.writes():
+        path.parent.mkdir(parents=True, exist_ok=True)
     content = safetensors.numpy.save(arrays, metadata={'about': json.dumps(about)})
     write_whole(path, content)
 
@@ -227,7 +231,12 @@ def read_model(path: Path) -> tuple[dict[str, Any], jp.tree.Masks, dict[str, Any
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a killed run, finds it whole or not at all."""
+    """Writes a file so that a reader, or a killed run, finds it whole or not at all.
+
+    Of several processes one writes.
+    """
+    if not processes.writes():
+        return
     part = path.with_name(path.name + '.part')
     with part.open('wb') as file:
         file.write(content)

@@ -100,6 +100,7 @@ def make_trainer(
     learner = step_lib.make_learner(config, model, pipeline.normalization, pipeline.like, rewrite)
     split = layout.is_split(mesh)
     apart = config.replicates % mesh.size == 0 and smaller is None and not split
+    apart = apart and jax.process_count() == 1  # losses are read in every process
     whole, over_devices = NamedSharding(mesh, P()), P(layout.REPLICAS)
     each = NamedSharding(mesh, over_devices) if apart else whole
     batches = NamedSharding(mesh, P(layout.BATCH))

@@ -5,11 +5,12 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import ml_collections
 
 from train import config as config_lib
-from train import results
+from train import processes, results
 from train.errors import BadInput
 
 _CONFIG = 'config.json'
@@ -59,15 +60,28 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
     Raises:
       BadInput: it cannot be written, or another run is in it.
     """
+    with contextlib.ExitStack() as stack:
+        failed = None
+        if processes.writes():
+            try:
+                stack.enter_context(_lock(workdir))
+            except BadInput as error:
+                failed = error
+        processes.fail_together(failed)
+        results.write_whole(workdir / _CONFIG, config_lib.to_json(config).encode())
+        yield
+
+
+def _lock(workdir: Path) -> TextIO:
+    """Makes the folder and locks it until the file is closed, or the process ends."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / '.lock').open('w')
     except OSError as error:
         raise BadInput(f'cannot write to {workdir}: {error}') from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the process ends
-        except BlockingIOError as error:
-            raise BadInput(f'another run is in {workdir}: wait for its end, or stop it') from error
-        results.write_whole(workdir / _CONFIG, config_lib.to_json(config).encode())
-        yield
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise BadInput(f'another run is in {workdir}: wait for its end, or stop it') from error
+    return lock

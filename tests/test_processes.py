@@ -1,0 +1,151 @@
+"""Two processes with four devices each train one network together."""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from train import results
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+def start(workdir, data, *more, slurm=False, devices=4, count=2):
+    """Starts the processes, which find each other by flags or by what SLURM tells."""
+    port = free_port()
+    made = []
+    for number in range(count):
+        env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+        env['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+        flags = []
+        if slurm:
+            env |= {'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': '127.0.0.1', 'SLURM_NTASKS': '2'}
+            env |= {'SLURM_PROCID': str(number), 'SLURM_LOCALID': str(number)}
+            env |= {'JAX_COORDINATOR_PORT': str(port), 'SLURM_STEP_NUM_TASKS': '2'}
+        else:
+            flags = [f'--coordinator=127.0.0.1:{port}', f'--processes={count}']
+            flags += [f'--process={number}']
+        command = [sys.executable, '-m', 'train.main', '--distributed', *flags]
+        command += ['--config=configs/digits.py', f'--workdir={workdir}']
+        command += [f'--config.data.directory={data}', '--config.train.steps=40']
+        command += ['--config.train.steps_per_dispatch=10', '--config.prune.densities=(0.5, 0.2)']
+        command += ['--config.checkpoint.every_steps=20', *more]
+        command += ['--config.retrain.techniques=("lr_rewind",)']
+        made.append(
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return made
+
+
+def end(processes, seconds=300):
+    """Waits for all, and returns the exit codes and what each printed."""
+    said = [process.communicate(timeout=seconds) for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def kept_bytes(workdir):
+    paths = [workdir / name for name in ('results.csv', 'layers.csv')]
+    paths += [*sorted((workdir / 'models').rglob('*.safetensors'))]
+    return {path.relative_to(workdir).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp('tfds')
+
+
+@pytest.fixture(scope='module')
+def left_alone(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('together') / 'run'
+    codes, said = end(start(workdir, data))
+    assert codes == [0, 0], said
+    assert 'done:' in said[0][0] and 'level' not in said[1][0]  # one prints
+    return workdir
+
+
+def test_they_find_the_masks_that_one_process_finds(left_alone, data, tmp_path):
+    codes, said = end(start(tmp_path / 'run', data, devices=8, count=1))
+    assert codes == [0], said
+    (params, masks, _), (others, same, _) = (
+        results.read_model(workdir / 'models' / 'replicate_0' / 'lr_rewind.safetensors')
+        for workdir in (left_alone, tmp_path / 'run')
+    )
+    jax.tree.map(np.testing.assert_array_equal, masks, same)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, others)
+    assert (left_alone / 'report.html').exists()
+
+
+def wait_for_checkpoint(workdir, processes, step=20):
+    while not (workdir / 'checkpoints' / str(step)).exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_one_is_asked_to_stop_and_one_is_killed(left_alone, data, tmp_path):
+    """All stop at the same step; the one that is left says what happened; the bits are the same."""
+    workdir = tmp_path / 'run'
+    asked = start(workdir, data, slurm=True)
+    wait_for_checkpoint(workdir, asked)
+    asked[1].send_signal(signal.SIGTERM)
+    codes, said = end(asked)
+    assert codes == [143, 143] and 'stopped by SIGTERM' in said[0][1], said
+
+    halved = start(workdir, data)
+    wait_for_checkpoint(workdir, halved, 60)
+    halved[1].kill()
+    codes, said = end(halved)
+    assert codes[0] in (0, 4) and codes[1] == -signal.SIGKILL, said
+    assert codes[0] == 0 or 'another process failed' in said[0][1]
+
+    codes, said = end(start(workdir, data))
+    assert codes == [0, 0], said
+    assert kept_bytes(workdir) == kept_bytes(left_alone)
+
+
+@pytest.mark.slow
+def test_weights_split_over_processes(left_alone, data, tmp_path):
+    codes, said = end(start(tmp_path / 'run', data, '--config.mesh.fsdp=8'))
+    assert codes == [0, 0], said
+    masks, same = (
+        results.read_model(workdir / 'models' / 'replicate_0' / 'lr_rewind.safetensors')[1]
+        for workdir in (left_alone, tmp_path / 'run')
+    )
+    jax.tree.map(np.testing.assert_array_equal, masks, same)
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_by_all(left_alone, data):
+    with (left_alone / '.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        codes, said = end(start(left_alone, data))
+    assert codes == [2, 2]
+    assert 'another run is in' in said[0][1] and 'another process' in said[1][1]
+
+
+def test_no_processes_to_be_found():
+    command = [sys.executable, '-m', 'train.main', '--distributed', '--workdir=runs/none']
+    command += ['--config=configs/digits.py']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and 'set --coordinator=HOST:PORT' in done.stderr

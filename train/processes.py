@@ -1,0 +1,47 @@
+"""Several processes that train one network together: one writes, and all agree."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from train.errors import BadInput
+
+T = TypeVar('T')
+
+
+def writes() -> bool:
+    """Tells whether this process is the one that writes results and prints."""
+    return jax.process_index() == 0
+
+
+def agreed(number: int | None) -> int | None:
+    """Takes the largest number that any process has, where any has one; all have to ask."""
+    if jax.process_count() == 1:
+        return number
+    largest = int(multihost_utils.process_allgather(np.int32(number or 0)).max())
+    return largest or None
+
+
+def one_first(function: Callable[[], T]) -> T:
+    """Calls a function in the process that writes, and then in the others, which find its files."""
+    if jax.process_count() == 1:
+        return function()
+    if writes():
+        try:
+            return function()
+        finally:
+            multihost_utils.sync_global_devices('one first')
+    multihost_utils.sync_global_devices('one first')
+    return function()
+
+
+def fail_together(error: BadInput | None) -> None:
+    """Raises the error of this process, or says that another has one; all have to call it."""
+    failed = jax.process_count() > 1 and agreed(None if error is None else 1)
+    if error is not None:
+        raise error
+    if failed:
+        raise BadInput('another process of this run cannot begin: it says why')
