@@ -63,16 +63,17 @@ def unseal(checkpoint):
 
 
 @pytest.mark.parametrize(
-    ('harm', 'step', 'before', 'message'),
+    ('harm', 'steps', 'message'),
     [
-        (truncate, 70, 60, 'is not as it was written'),
-        (flip, 60, 40, 'is not as it was written'),  # the end of a round, which others begin from
-        (lose, 70, 60, 'is missing'),
-        (unseal, 70, 60, 'cannot be read'),
-        (flip, 40, 20, 'is not as it was written'),
+        (truncate, (70, 60), 'is not as it was written'),
+        (flip, (60, 40), 'is not as it was written'),  # the end of a round: others begin there
+        (lose, (70, 60), 'is missing'),
+        (unseal, (70, 60), 'cannot be read'),
+        (flip, (40, 20), 'is not as it was written'),
     ],
 )
-def test_the_newest_whole_one_is_used(harm, step, before, message, stopped, tmp_path, capsys):
+def test_the_newest_whole_one_is_used(harm, steps, message, *, stopped, tmp_path, capsys):
+    step, before = steps
     workdir = tmp_path / 'run'
     shutil.copytree(stopped / 'stopped', workdir)
     harm(workdir / 'checkpoints' / str(step))

@@ -84,6 +84,7 @@ def left_alone(data, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_they_find_the_masks_that_one_process_finds(left_alone, data, tmp_path):
     codes, said = end(start(tmp_path / 'run', data, devices=8, count=1))
     assert codes == [0], said
@@ -113,11 +114,11 @@ def test_one_is_asked_to_stop_and_one_is_killed(left_alone, data, tmp_path):
     assert codes == [143, 143] and 'stopped by SIGTERM' in said[0][1], said
 
     halved = start(workdir, data)
-    wait_for_checkpoint(workdir, halved, 60)
+    wait_for_checkpoint(workdir, halved, 40)
     halved[1].kill()
     codes, said = end(halved)
-    assert codes[0] in (0, 4) and codes[1] == -signal.SIGKILL, said
-    assert codes[0] == 0 or 'another process failed' in said[0][1]
+    assert codes[0] != 0 and codes[1] == -signal.SIGKILL, said
+    assert any(text in said[0][1] for text in ('another process failed', 'another task died'))
 
     codes, said = end(start(workdir, data))
     assert codes == [0, 0], said

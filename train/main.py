@@ -60,7 +60,12 @@ def join() -> None:
     import jax
 
     try:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        jax.distributed.initialize(
+            _COORDINATOR.value,
+            _PROCESSES.value,
+            _PROCESS.value,
+            heartbeat_timeout_seconds=30,  # after which the others end where one has died
+        )
     except (RuntimeError, ValueError) as error:
         fail(
             BadInput(
