@@ -128,7 +128,7 @@ def weight_rewind(stored: Point) -> Retrain:
 
     def retrain(point: Point, masks: Masks) -> Point:
         del point
-        own = jax.device_put(stored, may_alias=False)  # training may donate it
+        own = jax.tree.map(jnp.copy, stored)  # training may donate it
         return rewind.put_masks(own, masks)
 
     return retrain

@@ -44,7 +44,8 @@ def start(workdir, data, *more, slurm=False, devices=4, count=2):
         command += [f'--config.data.directory={data}', '--config.train.steps=40']
         command += ['--config.train.steps_per_dispatch=10', '--config.prune.densities=(0.5, 0.2)']
         command += ['--config.checkpoint.every_steps=20', *more]
-        command += ['--config.retrain.techniques=("lr_rewind",)']
+        command += ['--config.retrain.techniques=("lr_rewind", "weight_rewind")']
+        command += ['--config.retrain.rewind_step=10']
         made.append(
             subprocess.Popen(
                 command,

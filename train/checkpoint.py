@@ -1,6 +1,7 @@
 """Checkpoints through orbax: the state of training and the rows of results so far."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,24 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from train import integrity, processes
-from train.errors import BadInput
+from train.errors import BadInput, Broken
 
 _LATEST = 2
 
 
-def open_store(directory: Path, keep: Iterable[int]) -> ocp.CheckpointManager:
+@contextlib.contextmanager
+def open_store(directory: Path, keep: Iterable[int]) -> Iterator[ocp.CheckpointManager]:
     """Opens the checkpoints of a run, numbered by the steps of the whole run.
 
     Args:
       directory: made if it does not exist.
       keep: steps whose checkpoints stay; of the others only the latest do.
 
-    Returns:
-      The manager; close it, or use it in a `with`.
+    Yields:
+      The manager.
+
+    Raises:
+      Broken: at the end, where the last checkpoint cannot be written.
     """
     directory = directory.absolute()
 
@@ -35,7 +40,12 @@ def open_store(directory: Path, keep: Iterable[int]) -> ocp.CheckpointManager:
             [policies.LatestN(_LATEST), policies.CustomSteps(sorted(keep))]
         ),
     )
-    return ocp.CheckpointManager(directory, options=options)
+    store = ocp.CheckpointManager(directory, options=options)
+    try:
+        yield store
+    finally:
+        with _told(store):
+            store.close()
 
 
 def save(
@@ -53,14 +63,26 @@ def save(
       state: a tree of arrays.
       rows: of results so far.
       layers: rows of the segment that ends at this step.
+
+    Raises:
+      Broken: it, or the one before, cannot be written.
     """
     progress = {'rows': list(rows), 'layers': list(layers)}
-    store.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
-        ),
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
     )
+    with _told(store):
+        store.save(step, args=args)
+
+
+def finish(store: ocp.CheckpointManager) -> None:
+    """Waits until all that was saved is on the disk.
+
+    Raises:
+      Broken: it cannot be written.
+    """
+    with _told(store):
+        store.wait_until_finished()
 
 
 def newest_whole(store: ocp.CheckpointManager, needed: Iterable[int]) -> tuple[int, list[str]]:
@@ -98,9 +120,10 @@ def newest_whole(store: ocp.CheckpointManager, needed: Iterable[int]) -> tuple[i
 
 def restore(store: ocp.CheckpointManager, step: int, like: Any) -> Any:
     """Restores the state of a step, laid out as `like`, a tree of shapes with shardings."""
-    store.wait_until_finished()
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-    return store.restore(step, args=args).state
+    with _told(store):
+        store.wait_until_finished()
+        return store.restore(step, args=args).state
 
 
 def restore_rows(store: ocp.CheckpointManager, step: int) -> list[dict[str, Any]]:
@@ -116,3 +139,15 @@ def restore_layers(store: ocp.CheckpointManager, step: int) -> list[dict[str, An
 def _progress(store: ocp.CheckpointManager, step: int) -> Any:
     args = ocp.args.Composite(progress=ocp.args.JsonRestore())
     return store.restore(step, args=args).progress
+
+
+@contextlib.contextmanager
+def _told(store: ocp.CheckpointManager) -> Iterator[None]:
+    """Says in plain words that a checkpoint cannot be written or read."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise Broken(
+            f'a checkpoint of {store.directory} cannot be written or read: {error}. Those that are '
+            'whole stay: the same command goes on from the newest'
+        ) from error

@@ -157,7 +157,7 @@ def train_all(run: Run, done: int) -> list[dict[str, Any]]:
         results.write_layers(run.workdir, layers)
         results.write_rows(run.workdir, rows)
         run.display.say(f'{results.line(cells)}  {run.display.time_left()}')
-    run.store.wait_until_finished()
+    checkpoint.finish(run.store)
     return rows
 
 
@@ -259,7 +259,7 @@ def stop(
     """Saves a run that was asked to stop, and raises."""
     if position > 0 and position not in run.store.all_steps():
         checkpoint.save(run.store, position, state, rows)
-    run.store.wait_until_finished()
+    checkpoint.finish(run.store)
     saved = f'saved in {run.workdir}: ' if position else ''
     raise Interrupted(
         f'stopped by {signal.Signals(number).name} after {position} of {run.timeline[-1].end} '
