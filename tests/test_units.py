@@ -1,5 +1,8 @@
 """Rounds that remove units: the smaller networks are trained, saved, and reported."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,7 @@ from test_loop import convnet, prepared, rows_of, tiny  # noqa: F401
 import jaxprune as jp
 from jaxprune import structured
 from train import config as config_lib
-from train import loop, results, units
+from train import data, loop, results, units
 from train.errors import BadInput, Interrupted
 
 pytestmark = pytest.mark.promotes
@@ -46,6 +49,18 @@ def test_the_saved_model_is_smaller_and_whole(finished):
     count = sum(leaf.size for _, leaf in jp.tree.present(masks))
     whole = 16 * 9 + 16 * 32 * 9 + 32 * 32 * 9 + 32 * 10
     assert count / whole == pytest.approx(about['density'], abs=1e-6)
+
+
+def test_the_saved_model_restores_by_itself(prepared, finished):  # noqa: F811
+    dataset = data.load('digits', directory=str(prepared), validation_examples=237, seed=0)
+    page = (Path(__file__).parents[1] / 'docs' / 'structured.md').read_text()
+    [example] = re.findall('<!-- restore -->\n```python\n(.*?)```', page, re.DOTALL)
+    example = example.replace('runs/units_digits', str(finished))
+    exec(example, names := {'jax': jax, 'images': dataset.test.inputs})
+    right = (np.asarray(names['logits']).argmax(-1) == dataset.test.labels).mean()
+    assert right == pytest.approx(float(rows_of(finished)[-1]['test_accuracy']))
+    resized = structured.resized(names['model'])(names['variables'], names['inputs'], train=False)
+    np.testing.assert_allclose(resized, names['logits'], atol=1e-4)
 
 
 def test_the_dense_network_with_zeros_computes_the_same(prepared, finished):  # noqa: F811

@@ -333,9 +333,9 @@ def write_artifacts(run: Run, rows: Sequence[dict[str, Any]]) -> None:
                 if (row['replicate'], row['technique'], row['level'])
                 == (r, segment.technique, segment.level)
             )
-            about = {**run.networks.about(segment), **row}
             path = run.workdir / 'models' / f'replicate_{r}' / f'{segment.technique}.safetensors'
-            point = run.networks.shrunk(replicate(points, r))
+            point, removed = run.networks.shrunk(replicate(points, r))
+            about = {**run.networks.about(segment), 'removed': removed, **row}
             results.write_model(path, layout.gathered(point), about)
     if processes.writes():
         report.write([run.workdir], run.workdir)

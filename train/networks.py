@@ -53,10 +53,12 @@ class Networks(NamedTuple):
                 return self.smaller(found)
         return self.of(segment)
 
-    def shrunk(self, point: jp.Point) -> jp.Point:
-        """Takes the units that are gone out of one network, where units are removed."""
+    def shrunk(self, point: jp.Point) -> tuple[jp.Point, dict[str, list[int]]]:
+        """Takes the units that are gone out of one network, and lists them by group."""
         found = None if self.groups is None else units.smaller(self.groups, point)
-        return point if found is None else found.narrow(point)
+        if self.groups is None or found is None:
+            return point, {}
+        return found.narrow(point), units.removed(self.groups, point)
 
     def width(self, segment: Segment) -> float:
         """Returns the width of the network of a segment; 1 is full."""
@@ -119,7 +121,8 @@ def make(
     def about(segment: Segment) -> dict[str, Any]:
         width = widths[segment.level] if segment.technique == 'small_dense' else 1.0
         kind = {'model': config.model.name, 'num_classes': pipeline.num_classes, 'width': width}
-        return kind | {'dtype': config.model.dtype} | dict(pipeline.normalization)
+        kind |= {'dtype': config.model.dtype, 'protected': units.protected(config)}
+        return kind | dict(pipeline.normalization)
 
     model = build(config, pipeline.num_classes, 1.0)
     prepare = step_lib.preprocessing(pipeline.normalization)

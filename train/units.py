@@ -4,7 +4,7 @@ The state of a run keeps its whole shapes, with masks that hold all weights of t
 gone; each dispatch trains the smaller network, and puts zeros back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -39,9 +39,13 @@ def find(
     inputs = jax.eval_shape(prepare, jnp.asarray(like))
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(lambda key, x: model.init(key, x, train=False), key, inputs)
-    protect = [f'{PARAMS}/{path}' for path in config.prune.dense]
     logits = lambda variables, x: model.apply(variables, x, train=False)
-    return structured.groups(logits, variables, inputs, protect=protect)
+    return structured.groups(logits, variables, inputs, protect=protected(config))
+
+
+def protected(config: ml_collections.ConfigDict) -> list[str]:
+    """Lists the paths of variables that stay whole."""
+    return [f'{PARAMS}/{path}' for path in config.prune.dense]
 
 
 def allocate(
@@ -126,6 +130,36 @@ class Smaller(NamedTuple):
             f(point.opt_state, self.groups, self.keep, under=PARAMS),
             f(point.extra, self.groups, self.keep) if point.extra else point.extra,
         )
+
+
+def removed(groups: Groups, point: jp.Point) -> dict[str, list[int]]:
+    """Lists the units that the masks of a point leave nothing of, by the name of the group."""
+    keep = structured.kept_by(groups, jp.get_masks(point.opt_state), under=PARAMS)
+    return {name: np.flatnonzero(~mask).tolist() for name, mask in keep.items() if not mask.all()}
+
+
+def network(
+    about: Mapping[str, Any], model: nn.Module, inputs: Any
+) -> Callable[[Any, Any], Any]:
+    """Makes the function of a saved network, whose units may be gone.
+
+    Args:
+      about: what the saved model says about itself.
+      model: the whole one.
+      inputs: as the model takes them, for their shape; any batch.
+
+    Returns:
+      A function of the variables that were saved, and of inputs: logits, in evaluation.
+    """
+    fn = lambda variables, x: model.apply(variables, x, train=False)
+    if not about['removed']:
+        return fn
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(lambda key, x: model.init(key, x, train=False), key, inputs)
+    groups = structured.groups(fn, variables, inputs, protect=about['protected'])
+    size = lambda name: np.arange(groups.named(name).size)
+    keep = {name: ~np.isin(size(name), gone) for name, gone in about['removed'].items()}
+    return structured.rewritten(fn, groups, keep)
 
 
 def smaller(groups: Groups, point: jp.Point) -> Smaller | None:
