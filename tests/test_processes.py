@@ -126,7 +126,7 @@ def test_one_is_asked_to_stop_and_one_is_killed(left_alone, data, tmp_path):
     assert kept_bytes(workdir) == kept_bytes(left_alone)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_weights_split_over_processes(left_alone, data, tmp_path):
     codes, said = end(start(tmp_path / 'run', data, '--config.mesh.fsdp=8'))
     assert codes == [0, 0], said
@@ -137,7 +137,7 @@ def test_weights_split_over_processes(left_alone, data, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, masks, same)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_second_run_is_refused_by_all(left_alone, data):
     with (left_alone / '.lock').open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
