@@ -9,7 +9,6 @@ so that their bytes grow with the number of leaves and not with the number of we
 """
 
 import os
-import re
 import sys
 import time
 
@@ -24,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
+from benchmarks.collectives import moved
 
 DENSITY = 0.5
 CASES = {
@@ -39,18 +39,6 @@ CASES = {
     'kernels by input, 75 M': ([(3, 3, 1024, 1024)] * 8, P(None, None, 'x')),
     'vectors, 67 M': ([(8192 * 1024,)] * 8, P('x')),
 }
-BYTES = {'u32': 4, 's32': 4, 'f32': 4, 'pred': 1, 'u8': 1, 's8': 1, 'bf16': 2, 'u16': 2, 's16': 2}
-
-
-def moved(kind, text):
-    """The number of collectives of a kind in a compiled program, and the bytes each run carries."""
-    shapes = re.findall(rf'= (.*?) {kind}(?:-start)?\(', text)
-    sizes = [
-        BYTES[dtype] * int(np.prod([int(n) for n in dims.split(',') if n]))
-        for shape in shapes
-        for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', shape)
-    ]
-    return len(shapes), sum(sizes)
 
 
 def report(name, shapes, spec, dtype, mesh):

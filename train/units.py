@@ -138,9 +138,7 @@ def removed(groups: Groups, point: jp.Point) -> dict[str, list[int]]:
     return {name: np.flatnonzero(~mask).tolist() for name, mask in keep.items() if not mask.all()}
 
 
-def network(
-    about: Mapping[str, Any], model: nn.Module, inputs: Any
-) -> Callable[[Any, Any], Any]:
+def network(about: Mapping[str, Any], model: nn.Module, inputs: Any) -> Callable[[Any, Any], Any]:
     """Makes the function of a saved network, whose units may be gone.
 
     Args:

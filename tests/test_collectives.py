@@ -1,0 +1,77 @@
+"""What devices exchange: masks add nothing to a step, and their update moves counts alone."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxprune as jp
+from benchmarks.collectives import exchanged
+
+WIDTHS = (32, 256, 256, 16)
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return jax.make_mesh((8,), ('x',), axis_types=(AxisType.Auto,))
+
+
+def network():
+    pairs = itertools.pairwise(WIDTHS)
+    return {f'layer_{n}': jnp.ones(shape) / 100 for n, shape in enumerate(pairs)}
+
+
+def loss(params, x):
+    for n, kernel in enumerate(params.values()):
+        x = jax.nn.relu(x @ kernel) if n < len(params) - 1 else x @ kernel
+    return (x**2).mean()
+
+
+def step(tx):
+    def run(params, state, x):
+        updates, state = tx.update(jax.grad(loss)(params, x), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return run
+
+
+def compiled(tx, mesh, spec):
+    """The text of a step whose batch is split over devices, and weights as `spec` says."""
+    placed = lambda tree: jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(
+            s.shape, s.dtype, sharding=NamedSharding(mesh, spec if len(s.shape) > 1 else P())
+        ),
+        tree,
+    )
+    params = placed(jax.eval_shape(network))
+    state = placed(jax.eval_shape(tx.init, params))
+    x = jax.ShapeDtypeStruct((64, WIDTHS[0]), jnp.float32, sharding=NamedSharding(mesh, P('x')))
+    outs = jax.tree.map(lambda s: s.sharding, (params, state))
+    return jax.jit(step(tx), out_shardings=outs).lower(params, state, x).compile().as_text()
+
+
+@pytest.mark.promotes  # optax does
+@pytest.mark.parametrize('spec', [P(), P('x')], ids=['data-parallel', 'fsdp'])
+@pytest.mark.parametrize(
+    'inner', [optax.sgd(0.1, momentum=0.9), optax.adamw(0.1)], ids=['sgd', 'adamw']
+)
+def test_masks_add_no_collective_to_a_step(inner, spec, mesh):
+    dense = exchanged(compiled(inner, mesh, spec))
+    assert dense and exchanged(compiled(jp.pruned(inner), mesh, spec)) == dense
+
+
+@pytest.mark.parametrize('rows', [256, 4096])
+def test_the_update_of_masks_moves_counts_alone(rows, mesh):
+    """The same few bytes for weights of any number."""
+    sharding = NamedSharding(mesh, P('x'))
+    scores = {
+        f'layer_{n}': jax.ShapeDtypeStruct((rows, 64), jnp.float32, sharding=sharding)
+        for n in range(4)
+    }
+    select = jax.jit(lambda scores: jp.masks.global_top(scores, 0.3))
+    found = exchanged(select.lower(scores).compile().as_text())
+    assert set(found) == {'all-reduce'} and found['all-reduce'][1] < 1000
