@@ -236,7 +236,7 @@ def _of_leaf(path: str, leaf: Any, kept: int, costs: Sequence[int]) -> Layer:
 _MOVES = frozenset(
     """
     broadcast_in_dim convert_element_type copy copy_p name pvary reshape rev slice squeeze
-    stop_gradient transpose
+    split stop_gradient tile transpose unstack
     """.split()
 )
 """Primitives whose result holds entries of the first operand alone."""

@@ -278,10 +278,26 @@ def constants(x, train):
     return nn.Dense(4)(nn.Dense(9)(x) * table[None] * jnp.arange(9.0)[None])
 
 
+def unstacked(x, train):
+    """A network over steps in time, one at a time, and over parts of a layer."""
+    layer = nn.Dense(9)
+    state, *rest = jnp.unstack(nn.Dense(9)(x), axis=1)
+    for step in rest:
+        state = jnp.tanh(step + layer(state))
+    a, b = jnp.unstack(nn.Dense(12)(state).reshape(-1, 2, 6), axis=1)
+    return nn.Dense(4)(a * nn.sigmoid(b))
+
+
+def tiled(x, train):
+    x = jnp.tile(nn.Dense(6)(x), (1, 2))
+    x = jnp.stack([jnp.log2(1 + x * x), jnp.polyval(jnp.asarray([1.0, -2.0, 0.5]), x)], axis=1)
+    return nn.Dense(4)(x.reshape(len(x), -1))
+
+
 LINEN = {
     vectors: (
         dense, batch_equals_width, sigmoid, dropout, split, layer_norm, rms_norm, gated, remat,
-        branches, constants, stacked,
+        branches, constants, stacked, tiled,
     ),
     images: (
         convolution, flatten, grouped, depthwise, multiplied, transposed, shuffled, batch_norm,
@@ -289,7 +305,7 @@ LINEN = {
     ),
     sequences: (
         attention, fused_attention, split_attention, grouped_query, interleaved_rotary,
-        library_grouped_query, lstm, gru,
+        library_grouped_query, lstm, gru, unstacked,
     ),
     tokens: (tied_embedding,),
 }  # fmt: skip

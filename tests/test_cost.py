@@ -72,6 +72,18 @@ def test_joined_leaves_share():
     assert macs(fn, params, jnp.ones((2, 4))) == {'a': 8, 'b': 24}
 
 
+def test_parts_of_a_leaf_count_for_it():
+    takes = (
+        lambda p: jnp.split(p, 2, axis=1)[1],
+        lambda p: jnp.unstack(p.reshape(4, 2, 3), axis=1)[1],
+        lambda p: next(iter(p.reshape(2, 4, 3))),
+        lambda p: jnp.tile(p[:, :1], (1, 3)),
+    )
+    for take in takes:
+        fn = lambda p, x, take=take: x @ take(p)
+        assert macs(fn, jnp.ones((4, 6)), jnp.ones((2, 4))) == {'': 24}
+
+
 def test_attention_is_a_layer_of_its_own():
     fn, params, args, _ = case('fused_attention')
     found = macs(fn, params, *args)

@@ -188,16 +188,16 @@ def _custom_jvp(step: Step, values: Sequence[Any], mask_of: MaskOf) -> list[Any]
 
 def _scan(step: Step, values: Sequence[Any], mask_of: MaskOf) -> list[Any]:
     c = step.eqn.params
-    consts, end = c['num_consts'], c['num_consts'] + c['num_carry']
+    consts, carries = trace.of_scan(step.eqn)
 
     def body(carry: Any, x: Any) -> Any:
         found = run(step.inner[0], mask_of, [*values[:consts], *carry, *x])
-        return found[: c['num_carry']], found[c['num_carry'] :]
+        return found[:carries], found[carries:]
 
     carry, ys = jax.lax.scan(
         body,
-        list(values[consts:end]),
-        list(values[end:]),
+        list(values[consts : consts + carries]),
+        list(values[consts + carries :]),
         length=c['length'],
         reverse=c['reverse'],
         unroll=c['unroll'],
@@ -232,6 +232,7 @@ _RULES: dict[str, Callable[[Step, Sequence[Any], MaskOf], list[Any]]] = {
     'core_call': _call,
     'custom_jvp_call': _custom_jvp,
     'dynamic_slice': _slice_sizes,
+    'eval_jaxpr': _call,
     'gather': _slice_sizes,
     'iota': _made,
     'jit': _call,

@@ -23,10 +23,10 @@ ELEMENTWISE = frozenset(
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
     bitcast_convert_type cbrt ceil clamp clz conj convert_element_type copy copy_p cos cosh digamma
     div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le
-    lgamma log log1p logistic lt max min mul name ne neg nextafter not optimization_barrier or
-    population_count pow pvary real reduce_precision rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
-    xor zeta
+    lgamma log log1p log2 logistic lt max min mul name ne neg nextafter not one_minus_square
+    optimization_barrier or polynomial population_count pow pvary real reduce_precision rem round
+    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
+    stop_gradient sub tan tanh xor zeta
     """.split()
 )
 """Each entry of the result depends on the same entry of the operands; axes of 1 are repeated."""
@@ -211,6 +211,12 @@ def _split(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     return [[*ins[0][:axis], part, *ins[0][axis + 1 :]] for part in parts]
 
 
+def _unstack(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
+    axis = eqn.params['axis']
+    dims.keep(ins[0][axis], f'{why} takes it apart')
+    return [[*ins[0][:axis], *ins[0][axis + 1 :]]] * len(eqn.outvars)
+
+
 def _slice(eqn: Eqn, ins: Ins, why: str) -> Sequence[Sequence[Dim]]:
     starts, limits = eqn.params['start_indices'], eqn.params['limit_indices']
     strides = eqn.params['strides'] or [1] * len(starts)
@@ -339,6 +345,7 @@ _RULES: dict[str, Rule] = {
     'tile': _tile,
     'top_k': _top_k,
     'transpose': _transpose,
+    'unstack': _unstack,
     **dict.fromkeys(
         (
             'argmax',

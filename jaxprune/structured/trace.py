@@ -13,7 +13,9 @@ from jaxprune.structured.dims import Dim
 Axes: TypeAlias = tuple[Dim, ...]
 """The dims of one value."""
 
-CALLS = frozenset('checkpoint closed_call core_call custom_jvp_call jit pjit remat2'.split())
+CALLS = frozenset(
+    'checkpoint closed_call core_call custom_jvp_call eval_jaxpr jit pjit remat2'.split()
+)
 """Equations that run one program once, on all their operands."""
 
 
@@ -173,6 +175,15 @@ def called(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
     return found if isinstance(found, core.ClosedJaxpr) else core.ClosedJaxpr(found, ())
 
 
+def of_scan(eqn: core.JaxprEqn) -> tuple[int, int]:
+    """Counts the constants and the carried values among the operands of a scan, its first."""
+    c = eqn.params
+    if 'num_carry' in c:  # before JAX 0.12
+        return c['num_consts'], c['num_carry']
+    consts, carries, _ = c['ft_in'].unpack()
+    return len(consts), len(carries)
+
+
 def variables(eqn: core.JaxprEqn) -> list[core.Var]:
     """Lists the operands of an equation that are no literals, each once."""
     return list(dict.fromkeys(v for v in eqn.invars if isinstance(v, core.Var)))
@@ -231,7 +242,7 @@ def _derivative(
 
 
 def _scan(eqn: core.JaxprEqn, ins: Sequence[Axes], walk: Walk, name: str) -> Any:
-    consts, carries = eqn.params['num_consts'], eqn.params['num_carry']
+    consts, carries = of_scan(eqn)
     why = f'it is the axis that {name} goes over'
     for axes in ins[consts + carries :]:
         dims.keep(axes[0], why)

@@ -237,7 +237,7 @@ def _is_same(a: Zeros, b: Zeros) -> bool:
 
 
 def _scan(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
-    consts, carries = step.eqn.params['num_consts'], step.eqn.params['num_carry']
+    consts, carries = trace.of_scan(step.eqn)
     others = lambda carry: [*zeros[:consts], *carry, *zeros[consts + carries :]]
     return _until_stable(
         lambda carry, own: _walk(step.inner[0], others(carry), own),
@@ -284,7 +284,7 @@ _AT_ZERO = """
 _REARRANGED = """
     broadcast_in_dim cummax cummin cumprod cumsum dynamic_slice gather reduce_max reduce_min
     reduce_or reduce_prod reduce_window_max reduce_window_min reduce_window_sum reshape rev slice
-    split squeeze tile transpose
+    split squeeze tile transpose unstack
     """.split()
 _IF_ALL, _IF_ANY = _if(_all, slice(None)), _if(_any, slice(None))
 
@@ -294,8 +294,7 @@ _RULES: dict[str, Callable[[Step, Sequence[Zeros], Sums], list[Zeros]]] = {
     **dict.fromkeys(('add', 'add_any', 'max', 'min', 'or', 'sub', 'xor'), _IF_ALL),
     **dict.fromkeys(('and', 'mul'), _IF_ANY),
     **dict.fromkeys(('div', 'rem'), _if(_all, slice(0, 1))),
-    **dict.fromkeys(('checkpoint', 'closed_call', 'core_call', 'custom_jvp_call'), _call),
-    **dict.fromkeys(('jit', 'pjit', 'remat2'), _call),
+    **dict.fromkeys(trace.CALLS, _call),
     'clamp': _clamp,
     'concatenate': _concatenate,
     'cond': _cond,
