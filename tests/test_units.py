@@ -20,8 +20,15 @@ pytestmark = pytest.mark.promotes
 SHORT = {'train__steps': 20, 'train__steps_per_dispatch': 10, 'retrain__rewind_step': 10}
 
 
+@pytest.fixture(autouse=True, scope='module')
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'device_count', lambda: 1)  # as many as there are cores to run them
+        yield
+
+
 @pytest.fixture(scope='module')
-def finished(prepared, tmp_path_factory):  # noqa: F811
+def finished(prepared, one_device, tmp_path_factory):  # noqa: F811
     workdir = tmp_path_factory.mktemp('units')
     loop.run(fields(convnet, prepared, **SHORT), workdir)
     return workdir
