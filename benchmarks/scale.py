@@ -1,0 +1,114 @@
+"""Pruning a decoder of a billion weights, on one device or sharded over many: time and peak memory.
+
+    python -m benchmarks.scale --devices=1              # a billion weights, 11 GB of memory
+    python -m benchmarks.scale --devices=8 --layers=2   # fewer, sharded over virtual devices
+
+The weights are float32, made in place, each split by rows over the devices, as are the masks. Each
+way of choosing masks runs in a process of its own, for its own peak: the largest resident memory of
+the process, less what it has before the weights are made, against weights and masks.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+if devices := [flag for flag in sys.argv if flag.startswith('--devices=')]:
+    count = devices[0].split('=')[1]  # before JAX is imported
+    os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={count}'
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+from absl import app, flags
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxprune as jp
+from benchmarks import timing
+
+DEVICES = flags.DEFINE_integer('devices', 1, 'Virtual devices, 1 where it is not given.')
+LAYERS = flags.DEFINE_integer('layers', 20, 'Of the decoder.')
+METHOD = flags.DEFINE_string('method', None, 'One way of choosing masks, in this process.')
+
+UNITS, KEYS, HIDDEN, VOCABULARY = 2048, 512, 5632, 32_000
+
+METHODS = {
+    'global_top': lambda scores: jp.masks.global_top(scores, 0.1),
+    'n_of_m': lambda scores: jp.masks.leaf_top(scores, 0.5, pattern=jp.patterns.n_of_m(2, 4)),
+    'erdos_renyi': lambda scores: jp.masks.leaf_top(scores, jp.allocate.erdos_renyi(scores, 0.1)),
+}
+
+
+def shapes(layers):
+    """The kernels of a decoder with grouped queries and gated layers."""
+    layer = {
+        'query': (UNITS, UNITS),
+        'key': (UNITS, KEYS),
+        'value': (UNITS, KEYS),
+        'out': (UNITS, UNITS),
+        'gate': (UNITS, HIDDEN),
+        'up': (UNITS, HIDDEN),
+        'down': (HIDDEN, UNITS),
+    }
+    ends = {'embedding': (VOCABULARY, UNITS), 'logits': (UNITS, VOCABULARY)}
+    return ends | {f'layer_{n}': layer for n in range(layers)}
+
+
+def resident(field):
+    """Reads the resident memory of this process, in bytes: 'VmRSS' now, 'VmHWM' at most."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+
+def measure(method, layers):
+    """Makes the weights, chooses masks once, and prints a row of the table."""
+    mesh = jax.make_mesh((jax.device_count(),), ('x',), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, P('x'))
+    is_shape = lambda x: isinstance(x, tuple)
+    draw = jax.jit(jax.random.normal, static_argnums=1, out_shardings=sharding)
+    before = resident('VmRSS')
+    params = jax.tree.map(
+        lambda s: draw(jax.random.key(sum(s)), s), shapes(layers), is_leaf=is_shape
+    )
+    jax.block_until_ready(params)
+    made = resident('VmHWM') - before
+    select = jax.jit(lambda params: METHODS[method](jp.scores.magnitude(params)))
+    compiled = select.lower(params).compile()
+    Path('/proc/self/clear_refs').write_text('5')  # the peak so far is forgotten
+    began = time.perf_counter()
+    masks = jax.block_until_ready(compiled(params))
+    seconds = time.perf_counter() - began
+    peak = resident('VmHWM') - before
+    weights, kept = (
+        sum(x.size for x in jax.tree.leaves(params)),
+        jp.counting.count(jax.tree.leaves(masks)),
+    )
+    held = 5 * weights
+    density = jp.counting.to_int(kept) / weights
+    print(
+        f'| `{method}` | {weights / 1e9:.3f} | {density:.4f} | {seconds:.1f} | {made / 1e9:.2f} '
+        f'| {peak / 1e9:.2f} | {peak / held:.3f} |',
+        flush=True,
+    )
+
+
+def main(argv):
+    del argv
+    if METHOD.value:
+        measure(METHOD.value, LAYERS.value)
+        return
+    print(timing.hardware(), '\n')
+    print(
+        '| masks | G weights | density | seconds | GB at most, making the weights '
+        '| GB at most, choosing masks | against weights + masks |\n|---|---|---|---|---|---|---|',
+        flush=True,
+    )
+    for method in METHODS:
+        command = [sys.executable, '-m', 'benchmarks.scale', f'--method={method}']
+        command += [f'--layers={LAYERS.value}', f'--devices={DEVICES.value}']
+        subprocess.run(command, check=True)
+
+
+if __name__ == '__main__':
+    app.run(main)
