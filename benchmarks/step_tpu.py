@@ -5,8 +5,8 @@
     python -m benchmarks.step_tpu decoder           # 1.0 G weights, FSDP over eight v5e chips
 
 For the dense and the pruned step: bytes that a chip's program reads and writes, its temporary
-memory, its arguments, and what the chips exchange. Nothing runs; where the compiler is not installed
-it says so.
+memory, its arguments, and what the chips exchange. Nothing runs; where the compiler is not
+installed it says so.
 """
 
 import os
