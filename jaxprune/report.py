@@ -133,7 +133,9 @@ def draw(
     for row in rows:
         drawn.add_row(*map(rich.text.Text, row))  # a path is no markup
     text = io.StringIO()
-    rich.console.Console(file=text, width=width).print(drawn)
+    # in a notebook, rich would show the table at once, in colours, and write nothing
+    console = rich.console.Console(file=text, width=width, color_system=None, force_jupyter=False)
+    console.print(drawn)
     lines = text.getvalue().splitlines()
     return '\n'.join(line.rstrip() for line in lines if line.strip())
 

@@ -45,6 +45,16 @@ def test_table_has_a_line_a_leaf_and_the_total():
     )
 
 
+def test_table_is_plain_text_in_a_notebook_too(monkeypatch):
+    class ZMQInteractiveShell:  # by this name, rich knows a notebook
+        pass
+
+    expected = report.table(report.records(*example()))
+    monkeypatch.setattr(builtins, 'get_ipython', ZMQInteractiveShell, raising=False)
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    assert report.table(report.records(*example())) == expected
+
+
 def test_masks_unlike_the_parameters_are_an_error():
     with pytest.raises(ValueError, match="masks have no leaf 'bias'"):
         report.records({'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}, {'kernel': None})
