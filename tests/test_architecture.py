@@ -21,7 +21,7 @@ FLOORS = {
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 OURS = [
     path
-    for folder in ('benchmarks', 'configs', 'examples', 'jaxprune', 'tests', 'train')
+    for folder in ('benchmarks', 'configs', 'examples', 'jaxprune', 'notebooks', 'tests', 'train')
     for path in sorted((ROOT / folder).rglob('*.py'))
 ]
 LIBRARY = sorted((ROOT / 'jaxprune').rglob('*.py'))
