@@ -76,7 +76,8 @@ def test_it_draws(source):
 @pytest.mark.slow
 def test_it_runs(source):
     found = execute.execute(jupytext.read(source))
-    kinds = lambda notebook: [sorted(output.get('data', {})) for output in outputs(notebook)]
+    shown = lambda notebook: [output.data for output in outputs(notebook) if 'data' in output]
+    kinds = lambda notebook: [sorted(data) for data in shown(notebook)]
     assert kinds(execute.tidy(found)) == kinds(kept(source))
 
 
