@@ -114,6 +114,7 @@ for level in range(1, 4):
 # On the left the networks, each layer as wide as it has units. On the right how many test digits
 # they read correctly, and how long they take for 256 images on the machine that ran this: the
 # median of 100 calls, with a bar from the 10th to the 90th percentile. Masks made nothing faster.
+# One image is 0.28 points, and each round has trained longer than the one before it.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), dpi=80, layout='constrained')
