@@ -122,7 +122,7 @@ def campaign(folder, kills, draw, alone, seconds, **options):
             wait(processes)
         finish(workdir, data, **options)
         ended.append(same(workdir, alone))
-        print(f'{len(moments)} kills, {sum(ended)} of {len(ended)} runs the same', flush=True)
+        print(f'{len(moments)} of {kills} kills', file=sys.stderr, flush=True)
         shutil.rmtree(workdir)
         shutil.rmtree(data)
     return moments, ended
@@ -199,54 +199,52 @@ def other_devices(folder, alone, data, cache):
 
 
 def row(what, count, outcome):
-    print(f'| {what} | {count} | {outcome} |')
+    print(f'| {what} | {count} | {outcome} |', flush=True)
 
 
 def told(outcome):
     return 'not possible here' if outcome is None else 'as it should' if outcome else 'FAILED'
 
 
+def rows(name, moments, ended):
+    """Prints what runs were doing when they were killed, and how they ended."""
+    for what in sorted(set(moments)):
+        row(f'{name}, killed while {what}', moments.count(what), '')
+    row(
+        f'{name}, all', len(moments), f'{sum(ended)} of {len(ended)} runs ended with the same bytes'
+    )
+
+
 def main(argv):
     del argv
-    draw = random.Random(SEED.value)
+    draw, outcomes = random.Random(SEED.value), []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        cache, data = folder / 'cache', folder / 'data'
-        alone = folder / 'alone'
+        cache, data, alone = folder / 'cache', folder / 'data', folder / 'alone'
         finish(alone, data, cache=cache)
         began = time.monotonic()
         finish(folder / 'again', data, cache=cache)
         seconds = time.monotonic() - began
-        repeated = same(folder / 'again', alone)
-        moments, ended = campaign(folder, KILLS.value, draw, alone, seconds, cache=cache)
+        print(f'{timing.hardware()}; seed {SEED.value}; a run takes {seconds:.1f} s\n')
+        print('| fault | times | outcome |\n|---|---|---|')
+        outcomes.append(same(folder / 'again', alone))
+        row('none: the same command again', 1, told(outcomes[-1]))
+        harms = {'cut short': truncate, 'flipped in a bit': flip, 'deleted': Path.unlink}
+        for name, harm in harms.items():
+            outcomes.append(damaged(folder, alone, data, harm, cache=cache))
+            row(f'the largest file of the newest checkpoint {name}', 1, told(outcomes[-1]))
+        outcomes.append(full_disk(folder, alone, data, cache=cache) is not False)
+        row('full disk, then a larger one', 1, told(outcomes[-1]))
+        outcomes.append(other_devices(folder, alone, data, cache))
+        row('two devices, then one: the same masks', 1, told(outcomes[-1]))
         pair = {'devices': 1, 'processes': 2, 'cache': cache}
         finish(folder / 'pair', data, **pair)
-        pair_moments, pair_ended = campaign(
-            folder, PAIR_KILLS.value, draw, folder / 'pair', 1.5 * seconds, **pair
-        )
-        harms = {
-            h.__name__: damaged(folder, alone, data, h, cache=cache)
-            for h in (truncate, flip, Path.unlink)
-        }
-        disk = full_disk(folder, alone, data, cache=cache)
-        devices = other_devices(folder, alone, data, cache)
-    print(f'\n{timing.hardware()}; seed {SEED.value}; a run takes {seconds:.1f} s\n')
-    print('| fault | times | outcome |\n|---|---|---|')
-    row('none: the same command again', 1, told(repeated))
-    for name, found, ends in (
-        ('one process', moments, ended),
-        ('two processes', pair_moments, pair_ended),
-    ):
-        for what in sorted(set(found)):
-            row(f'{name}, killed while {what}', found.count(what), '')
-        row(
-            f'{name}, all', len(found), f'{sum(ends)} of {len(ends)} runs ended with the same bytes'
-        )
-    for name, outcome in harms.items():
-        row(f'the newest checkpoint: {name} of its largest file', 1, told(outcome))
-    row('full disk, then a larger one', 1, told(disk))
-    row('two devices, then one', 1, told(devices))
-    outcomes = [repeated, *ended, *pair_ended, *harms.values(), disk is not False, devices]
+        found = campaign(folder, PAIR_KILLS.value, draw, folder / 'pair', 1.5 * seconds, **pair)
+        rows('two processes', *found)
+        outcomes += found[1]
+        found = campaign(folder, KILLS.value, draw, alone, seconds, cache=cache)
+        rows('one process', *found)
+        outcomes += found[1]
     sys.exit(not all(outcomes))
 
 
