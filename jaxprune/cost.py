@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend import core, source_info_util
 
@@ -88,7 +87,7 @@ def layers(
     """
     try:
         closed = jax.make_jaxpr(fn)(params, *args)
-    except jax.errors.JAXTypeError as error:
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         raise ValueError(
             f'the function cannot be traced, for it depends on values of its arguments: {error}'
         ) from error
@@ -177,7 +176,9 @@ def _products(jaxpr: core.Jaxpr, origins: Sequence[Origin], within: str) -> Iter
         if name in ('dot_general', 'conv_general_dilated'):
             owners = own[1] or own[0] or {f'{name} ({where})': 1}
             for owner, size in owners.items():
-                costs = (n * size // sum(owners.values()) for n in (_macs(eqn), _moved(eqn)))
+                costs = (
+                    n * size // max(sum(owners.values()), 1) for n in (_macs(eqn), _moved(eqn))
+                )
                 yield _Product(owner, *costs)
         elif inner := _called(eqn):
             yield from _inside(eqn, inner, own, where)
@@ -229,7 +230,7 @@ def _moved(eqn: Any) -> int:
 
 def _of_leaf(path: str, leaf: Any, kept: int, costs: Sequence[int]) -> Layer:
     size, (macs, moved) = math.prod(leaf.shape), costs
-    stored = size * jnp.dtype(leaf.dtype).itemsize
+    stored = size * leaf.dtype.itemsize
     return Layer(path, leaf.shape, size, kept, macs, macs * kept // max(size, 1), stored, moved)
 
 

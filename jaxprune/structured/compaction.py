@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxprune import tree
@@ -32,7 +33,7 @@ def dead(groups: Groups, params: Params, *args: Any) -> Keep:
     names = [path for path, _ in tree.present(params)]
     closed, _ = trace.closed_jaxpr(groups.fn, groups.params, *args)
     block, _ = coupled.traced(closed, len(names))
-    weights = {path: np.array(leaf) for path, leaf in tree.present(params)}
+    weights = {path: _numbers(leaf) for path, leaf in tree.present(params)}
     gone: dict[str, np.ndarray] = {
         group.name: np.zeros(group.size, bool) for group in groups.groups
     }
@@ -80,6 +81,12 @@ def _by_group(
     """Names the units whose entries are 0 in every sum, of the same program traced again."""
     rows = coupled.rows(groups, dict(zip(names, block.ins, strict=False)))
     return {name: sums.vanishing.get(row, np.zeros(row.size, bool)) for name, row in rows.items()}
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    """Copies a leaf; of random keys, which are no numbers and never 0, makes ones."""
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return np.ones(leaf.shape, bool) if is_key else np.array(leaf)
 
 
 def _zero(weights: dict[str, np.ndarray], groups: Groups, gone: dict[str, np.ndarray]) -> None:

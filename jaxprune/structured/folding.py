@@ -83,7 +83,8 @@ def fold(groups: Groups, params: Params, *args: Any) -> Params:
     closed, _ = trace.closed_jaxpr(groups.fn, groups.params, *args)
     program = inline.inlined(closed)
     leaves, structure = jax.tree.flatten(params)
-    arrays = [np.asarray(leaf) for leaf in leaves]
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    arrays = [leaf if is_key(leaf) else np.asarray(leaf) for leaf in leaves]
     uses = Uses(program, [array.shape for array in arrays])
     while True:
         changed: dict[int, np.ndarray] = {}

@@ -45,6 +45,8 @@ def importance(
     Source: Fang et al. 2023, arXiv:2301.12900, section 3.4, for sums over coupled parameters.
     """
     tree.check_like(scores, groups.params)
+    if reduce not in ('sum', 'mean'):
+        raise ValueError(f"reduce={reduce!r} must be 'sum' or 'mean'")
     leaves = {path: np.asarray(leaf, np.float64) for path, leaf in tree.present(scores)}
     for path, leaf in leaves.items():
         if not np.isfinite(leaf).all():

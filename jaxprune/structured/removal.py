@@ -40,6 +40,7 @@ def shrink(params: Params, groups: Groups, keep: Keep) -> Shrunk:
       ValueError: parameters of other shapes; a keep set that does not fit, see `check`.
     """
     check(groups, keep)
+    tree.check_like(params, groups.params)
     return Shrunk(narrow(params, groups, keep), rewritten(groups.fn, groups, keep))
 
 
@@ -89,11 +90,15 @@ def masks_of(groups: Groups, keep: Keep, masks: Masks, *, under: str = '') -> Ma
     def visit(key_path: Any, mask: Any) -> Any:
         if mask is None:
             return None
+        if isinstance(mask, packing.Packed):
+            return packing.pack(visit(key_path, packing.unpack(mask)))
         for axis, stays in cuts.of(key_path)[1].items():
             mask = mask & stays.reshape(-1, *[1] * (mask.ndim - 1 - axis))
         return mask
 
-    return jax.tree_util.tree_map_with_path(visit, masks, is_leaf=tree.is_none)
+    return jax.tree_util.tree_map_with_path(
+        visit, masks, is_leaf=lambda x: x is None or isinstance(x, packing.Packed)
+    )
 
 
 def kept_by(groups: Groups, masks: Masks, *, under: str = '') -> dict[str, np.ndarray]:
@@ -108,7 +113,8 @@ def kept_by(groups: Groups, masks: Masks, *, under: str = '') -> dict[str, np.nd
       The units that stay, of each group of which a leaf is masked.
     """
     prefix = f'{under}/' if under else ''
-    own = {prefix + path: np.asarray(mask) for path, mask in tree.present(masks)}
+    whole = tree.present(packing.unpack(masks))
+    own = {prefix + path: np.asarray(mask) for path, mask in whole}
     keep = {}
     for group in groups.groups:
         cuts = [cut for cut in group.slices if cut.path in own]
@@ -139,14 +145,17 @@ def narrow(state: Any, groups: Groups, keep: Keep, *, under: str = '') -> Any:
 
     Raises:
       ValueError: a keep set that does not fit; a leaf named like a parameter with axes of other
-        sizes, as in factored moments, which must be made afresh.
+        sizes, as in factored moments, which must be made afresh; no leaf named like a parameter.
     """
     cuts = _Cuts(groups, keep, under)
+    known: list[bool] = []
 
     def visit(key_path: Any, leaf: Any) -> Any:
         if isinstance(leaf, packing.Packed):
             return packing.pack(visit(key_path, packing.unpack(leaf)))
         path, masks = cuts.of(key_path)
+        if np.size(leaf) > 1:
+            known.append(path is not None)
         if path is None or not masks or np.size(leaf) <= 1:
             return leaf
         if np.shape(leaf) != cuts.shapes[path]:
@@ -163,9 +172,15 @@ def narrow(state: Any, groups: Groups, keep: Keep, *, under: str = '') -> Any:
             array = np.compress(mask, array, axis=axis)
         return jnp.asarray(array)
 
-    return jax.tree_util.tree_map_with_path(
+    smaller = jax.tree_util.tree_map_with_path(
         visit, state, is_leaf=lambda x: isinstance(x, packing.Packed)
     )
+    if known and not any(known):
+        raise ValueError(
+            'no leaf of the state has the path of a parameter, so that nothing would be cut: give '
+            f'under= the branch that it is about; the parameters are {sorted(cuts.shapes)[:5]}'
+        )
+    return smaller
 
 
 def widen(state: Any, groups: Groups, keep: Keep, *, under: str = '') -> Any:
@@ -186,6 +201,8 @@ def widen(state: Any, groups: Groups, keep: Keep, *, under: str = '') -> Any:
     cuts = _Cuts(groups, keep, under)
 
     def visit(key_path: Any, leaf: Any) -> Any:
+        if isinstance(leaf, packing.Packed):
+            return packing.pack(visit(key_path, packing.unpack(leaf)))
         path, masks = cuts.of(key_path)
         small = cuts.small(path, masks) if path is not None else ()
         if not masks or np.shape(leaf) != small:
@@ -195,7 +212,9 @@ def widen(state: Any, groups: Groups, keep: Keep, *, under: str = '') -> Any:
             leaf = whole.at[(slice(None),) * axis + (np.flatnonzero(mask),)].set(leaf)
         return leaf
 
-    return jax.tree_util.tree_map_with_path(visit, state)
+    return jax.tree_util.tree_map_with_path(
+        visit, state, is_leaf=lambda x: isinstance(x, packing.Packed)
+    )
 
 
 class _Cuts:
@@ -219,7 +238,7 @@ class _Cuts:
     def of(self, key_path: Any) -> tuple[str | None, dict[int, np.ndarray]]:
         """Finds the parameter that a leaf is about, and its masks by axis."""
         parts = tree.path_name(key_path).split('/')
-        endings = ('/'.join(parts[start:]) for start in range(len(parts)))
+        endings = ('/'.join(parts[start:]) for start in range(len(parts) + 1))
         path = next((ending for ending in endings if ending in self.shapes), None)
         return path, {} if path is None else self._masks.get(path, {})
 

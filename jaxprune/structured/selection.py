@@ -37,6 +37,8 @@ def top(
     Raises:
       ValueError: a value out of range; a group that does not exist; a floor above the density.
     """
+    if scope not in ('global', 'group'):
+        raise ValueError(f"scope={scope!r} must be 'global' or 'group'")
     order = _order(groups, importance, floor, multiple)
     if not 0 < density <= 1:
         raise ValueError(f'density={density} must be in (0, 1]: the share of units that stays')
@@ -93,10 +95,12 @@ def within(
       ValueError: the smallest network that can be made is above the budget: the message says
         how large it is.
     """
+    if math.isnan(budget):
+        raise ValueError('budget is NaN: say what the cost may be at most')
     order = _order(groups, importance, floor, multiple)
     low, high = 0, len(order)  # units that go: too few, enough
     smallest = measure(_without(importance, order, multiple))
-    if smallest > budget:
+    if not smallest <= budget:
         raise ValueError(
             f'budget={budget:g} cannot be met: the smallest network that is left costs '
             f'{smallest:g}, with the floor {floor} and multiples of {multiple}'
@@ -152,7 +156,7 @@ def _order(
                 f'{np.shape(own)}'
             )
         by_rank = np.lexsort((-np.arange(size), own)).tolist()
-        at_least = max(1, math.ceil(floor * size))
+        at_least = max(1, math.ceil(floor * size - 1e-9))  # 0.07 * 100 is above 7
         ranked += [(own[unit], -place, -unit, name) for unit in by_rank[: size - at_least]]
     return [(name, -unit) for _, _, unit, name in sorted(ranked)]
 

@@ -61,7 +61,7 @@ def closed_jaxpr(fn: Callable[..., Any], *args: Any) -> tuple[core.ClosedJaxpr, 
     """
     try:
         jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-    except jax.errors.JAXTypeError as error:
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         raise ValueError(
             f'the function cannot be traced, for it depends on values of its arguments: {error}'
         ) from error

@@ -7,6 +7,7 @@ This walks a program forwards and finds, for each value, the units at which it i
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import numpy as np
 from jax.extend import core
 
@@ -65,11 +66,11 @@ def _walk(block: Block, given: Sequence[Zeros], found: Sums) -> list[Zeros]:
     """Walks through a program; returns the zeros of its results."""
     env: dict[Any, Zeros] = dict(zip(block.jaxpr.invars, given, strict=True))
     for var, const in zip(block.jaxpr.constvars, block.consts, strict=True):
-        env[var] = {} if np.ndim(const) or np.any(const) else None
+        env[var] = {} if np.ndim(const) or not _is_zero(const) else None
 
     def read(atom: Any) -> Zeros:
         if trace.is_literal(atom):
-            return {} if np.any(atom.val) else None
+            return None if _is_zero(atom.val) else {}
         return env[atom]
 
     for step in block.steps:
@@ -77,6 +78,12 @@ def _walk(block: Block, given: Sequence[Zeros], found: Sums) -> list[Zeros]:
         results = rule(step, [read(atom) for atom in step.eqn.invars], found)
         env.update(zip(step.eqn.outvars, results, strict=True))
     return [read(atom) for atom in block.jaxpr.outvars]
+
+
+def _is_zero(value: Any) -> bool:
+    """Tells whether a constant is 0; a random key is not."""
+    is_key = jax.dtypes.issubdtype(jax.typeof(value).dtype, jax.dtypes.extended)
+    return not is_key and not np.any(value)
 
 
 def _rows(axes: Axes) -> list[Dim]:
@@ -146,6 +153,35 @@ def _rearranged(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
     del found
     at = lambda row: _at(zeros[0], row)
     return [None if zeros[0] is None else _only(_rows(axes), at) for axes in step.outs]
+
+
+def _repeated(made: Callable[[Step], Axes]) -> Callable[..., list[Zeros]]:
+    """Of what also makes axes along which all is the same: not 0 at a unit of such an axis."""
+
+    def rule(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
+        fresh = _rows(made(step))
+        known: list[Zeros] = [
+            None if own is None else {row: at for row, at in own.items() if row not in fresh}
+            for own in zeros
+        ]
+        return _rearranged(step, known, found)
+
+    return rule
+
+
+def _broadcast_axes(step: Step) -> Axes:
+    places = step.eqn.params['broadcast_dimensions']
+    kept = {place for place, dim in zip(places, step.ins[0], strict=True) if dim.size != 1}
+    return tuple(dim for axis, dim in enumerate(step.outs[0]) if axis not in kept)
+
+
+def _gathered_axes(step: Step) -> Axes:
+    offsets = step.eqn.params['dimension_numbers'].offset_dims
+    return tuple(dim for axis, dim in enumerate(step.outs[0]) if axis not in offsets)
+
+
+def _integer_pow(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
+    return list(zeros) if step.eqn.params['y'] > 0 else _unknown(step, zeros, found)
 
 
 def _reduce_sum(step: Step, zeros: Sequence[Zeros], found: Sums) -> list[Zeros]:
@@ -278,11 +314,11 @@ _all: Callable[[Sequence[np.ndarray]], np.ndarray] = np.logical_and.reduce
 _any: Callable[[Sequence[np.ndarray]], np.ndarray] = np.logical_or.reduce
 _AT_ZERO = """
     abs asin asinh atan atanh cbrt ceil convert_element_type copy copy_p erf erf_inv expm1 floor
-    imag integer_pow log1p name neg optimization_barrier pvary real reduce_precision round sign sin
+    imag log1p name neg optimization_barrier pvary real reduce_precision round sign sin
     sinh sqrt square stop_gradient tan tanh
     """.split()
 _REARRANGED = """
-    broadcast_in_dim cummax cummin cumprod cumsum dynamic_slice gather reduce_max reduce_min
+    cummax cummin cumprod cumsum dynamic_slice reduce_max reduce_min
     reduce_or reduce_prod reduce_window_max reduce_window_min reduce_window_sum reshape rev slice
     split squeeze tile transpose unstack
     """.split()
@@ -295,16 +331,19 @@ _RULES: dict[str, Callable[[Step, Sequence[Zeros], Sums], list[Zeros]]] = {
     **dict.fromkeys(('and', 'mul'), _IF_ANY),
     **dict.fromkeys(('div', 'rem'), _if(_all, slice(0, 1))),
     **dict.fromkeys(trace.CALLS, _call),
+    'broadcast_in_dim': _repeated(_broadcast_axes),
     'clamp': _clamp,
     'concatenate': _concatenate,
     'cond': _cond,
     'conv_general_dilated': _conv,
     'dot_general': _dot,
     'dynamic_update_slice': _update,
+    'gather': _repeated(_gathered_axes),
+    'integer_pow': _integer_pow,
     'pad': _pad,
     'reduce_sum': _reduce_sum,
     'scan': _scan,
-    'stack': _concatenate,
+    'stack': _concatenate,  # its new axis stays whole
     'select_n': _if(_all, slice(1, None)),
     'while': _while,
 }
