@@ -167,11 +167,11 @@ def full_disk(folder, alone, data, **options):
     if mounted.returncode:
         return None
     try:
-        codes = wait(start(disk / 'run', data, **options))
-        said = (disk / 'run.0.log').read_text()
+        codes = wait(start(disk, data, **options))  # its log lies elsewhere
+        said = (folder / 'disk.0.log').read_text()
         subprocess.run(['mount', '-o', 'remount,size=100m', disk], check=True)
-        finish(disk / 'run', data, **options)
-        return codes == [4] and 'Broken: ' in said and same(disk / 'run', alone)
+        finish(disk, data, **options)
+        return codes == [4] and 'Broken: ' in said and same(disk, alone)
     finally:
         subprocess.run(['umount', disk], check=False)
 
