@@ -128,8 +128,7 @@ def weight_rewind(stored: Point) -> Retrain:
 
     def retrain(point: Point, masks: Masks) -> Point:
         del point
-        own = jax.tree.map(jnp.copy, stored)  # training may donate it
-        return rewind.put_masks(own, masks)
+        return rewind.put_masks(_copied(stored), masks)  # training may donate it
 
     return retrain
 
@@ -255,3 +254,10 @@ def iterate(
             yield level, point
 
     return run(point)
+
+
+def _copied(point: Point) -> Point:
+    """Copies a point; `device_put` compiles nothing, but takes no arrays of other processes."""
+    if jax.process_count() == 1:
+        return jax.device_put(point, may_alias=False)
+    return jax.tree.map(jnp.copy, point)
