@@ -212,6 +212,12 @@ def test_what_is_smaller_physically_is_said(tmp_path):
     assert 'zeros in dense arrays' in said[1].text and len(said) == 2
     small = made(tmp_path, {'lr_rewind': LR_REWIND, 'small_dense': CONTROL}, name='small')
     assert contents(small)[1]['How to read this'][2].text.startswith('The small dense network')
+    units = made(tmp_path, name='units')
+    config = json.loads((units / 'config.json').read_text())
+    config['prune']['pattern'] = 'groups'
+    (units / 'config.json').write_text(json.dumps(config))
+    said = contents(units)[1]['How to read this']
+    assert 'removed physically' in said[1].text and 'dense arrays, held' not in said[1].text
 
 
 def test_a_run_still_going_on_is_marked(tmp_path):

@@ -1,5 +1,6 @@
 """Rounds that remove units: the smaller networks are trained, saved, and reported."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from test_loop import convnet, prepared, rows_of, tiny  # noqa: F401
 import jaxprune as jp
 from jaxprune import structured
 from train import config as config_lib
-from train import data, loop, results, units
+from train import data, loop, models, results, step, units
 from train.errors import BadInput, Interrupted
 
 pytestmark = pytest.mark.promotes
@@ -56,6 +57,26 @@ def test_the_saved_model_is_smaller_and_whole(finished):
     count = sum(leaf.size for _, leaf in jp.tree.present(masks))
     whole = 16 * 9 + 16 * 32 * 9 + 32 * 32 * 9 + 32 * 10
     assert count / whole == pytest.approx(about['density'], abs=1e-6)
+
+
+def test_sizes_are_those_of_the_saved_model(prepared, finished):  # noqa: F811
+    """Biases and scales of units that are gone are gone too; products are the smaller ones."""
+    variables, _, about = results.read_model(
+        finished / 'models' / 'replicate_0' / 'lr_rewind.safetensors'
+    )
+    saved = {path: leaf.size for path, leaf in jp.tree.present(variables['params'])}
+    assert about['kept'] == sum(saved.values()) == int(rows_of(finished)[-1]['kept'])
+    with (finished / 'layers.csv').open() as file:
+        layers = [row for row in csv.DictReader(file) if int(row['level']) == about['level']]
+    assert {row['path']: int(row['kept']) for row in layers} == saved
+    networks, _ = loop.prepare(fields(convnet, prepared, **SHORT))
+    whole = networks.total.parameters
+    assert about['compression'] == pytest.approx(whole / sum(saved.values()))
+    dataset = data.load('digits', directory=str(prepared), validation_examples=237, seed=0)
+    inputs = step.preprocessing(about)(dataset.test.inputs[:1])
+    model = models.build(about['model'], num_classes=about['num_classes'])
+    costs = jp.cost.layers(units.network(about, model, inputs), variables, inputs)
+    assert about['macs'] == jp.cost.total(costs).macs
 
 
 def test_the_saved_model_restores_by_itself(prepared, finished):  # noqa: F811
@@ -151,13 +172,12 @@ def test_a_density_that_cannot_be_reached(prepared, tmp_path):  # noqa: F811
 def test_filters_by_layer_are_removed():
     """Of ResNet-56-A a tenth of the filters of the first convolution in most blocks."""
     from configs import cifar10_resnet56_filters
-    from train import l1_filters, models
-    from train import step as step_lib
+    from train import l1_filters
 
     config = cifar10_resnet56_filters.get_config()
     assert config.prune.pattern == 'groups'
     model = models.build('resnet56', num_classes=10)
-    prepare = step_lib.preprocessing({'normalize': 'none'})
+    prepare = step.preprocessing({'normalize': 'none'})
     groups = units.find(config, model, prepare, np.zeros((1, 32, 32, 3), np.float32))
     shapes = groups.params['params']
     rng = np.random.default_rng(0)

@@ -298,10 +298,9 @@ def evaluate(run: Run, segment: Segment, points: jp.Point) -> tuple[list[Any], l
     sizes = {name: run.pipeline.predictions(part) for name, part in parts.items()}
     scores = results.accuracies('pruned_', before, sizes) | results.accuracies('', after, sizes)
     scores |= results.bits(after, sizes)
-    rows, layers, costs = [], [], run.networks.costs(segment)
+    rows, layers = [], []
     for r in range(run.config.replicates):
-        point = replicate(points, r)
-        records = jp.report.records(point.params, jp.get_masks(point.opt_state))
+        records, macs = run.networks.counts(segment, replicate(points, r))
         cell = {
             'replicate': r,
             'technique': segment.technique,
@@ -309,7 +308,7 @@ def evaluate(run: Run, segment: Segment, points: jp.Point) -> tuple[list[Any], l
             'train_steps': timeline.cost(run.timeline, segment),
         }
         own = {name: values[r] for name, values in scores.items()}
-        rows.append(cell | own | results.counts(records, run.networks.total, costs))
+        rows.append(cell | own | results.sizes(records, run.networks.total, macs))
         layers.extend(results.layer_rows(cell, records))
     return rows, layers
 

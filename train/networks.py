@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
@@ -35,8 +34,9 @@ class Networks(NamedTuple):
     about: Callable[[Segment], dict[str, Any]]
     """What the file of a segment's model says about it."""
 
-    costs: Callable[[Segment], Sequence[jp.cost.Layer]]
-    """Of one example, in evaluation, of the network of a segment without masks."""
+    costs: Callable[[Segment, units.Smaller | None], Sequence[jp.cost.Layer]]
+    """Of one example, in evaluation, of the network of a segment, whole or without some units;
+    masks are not counted."""
     groups: Groups | None
     """What can be removed from the full network, where its units are."""
     smaller: Callable[[units.Smaller], Trainer]
@@ -59,6 +59,22 @@ class Networks(NamedTuple):
         if self.groups is None or found is None:
             return point, {}
         return found.narrow(point), units.removed(self.groups, point)
+
+    def counts(self, segment: Segment, point: jp.Point) -> tuple[list[jp.report.Record], int]:
+        """Counts the weights that one network keeps of each leaf, and its multiply-accumulates."""
+        layers = jp.report.records(point.params, jp.get_masks(point.opt_state))
+        found = None if self.groups is None else units.smaller(self.groups, point)
+        if found is not None and segment.technique != 'small_dense':
+            sizes = {path: leaf.size for path, leaf in jp.tree.present(found.narrow(point).params)}
+            layers = [layer._replace(kept=sizes[layer.path]) for layer in layers]
+            return layers, jp.cost.total(self.costs(segment, found)).macs
+        shares = {
+            f'{units.PARAMS}/{layer.path}': layer.kept / layer.parameters
+            for layer in layers
+            if layer.parameters
+        }
+        costs = self.costs(segment, None)
+        return layers, round(sum(cost.macs * shares.get(cost.path, 1) for cost in costs))
 
     def width(self, segment: Segment) -> float:
         """Returns the width of the network of a segment; 1 is full."""
@@ -141,9 +157,12 @@ def make(
     @functools.cache
     def costs(width: float) -> list[jp.cost.Layer]:
         network = build(config, pipeline.num_classes, width)
-        return _costs(network, prepare, pipeline.like)
+        return jp.cost.layers(*units.evaluation(network, prepare, pipeline.like))
 
-    def of_segment(segment: Segment) -> list[jp.cost.Layer]:
+    def of_segment(segment: Segment, network: units.Smaller | None) -> list[jp.cost.Layer]:
+        if network is not None:
+            fn, variables, inputs = units.evaluation(model, prepare, pipeline.like)
+            return jp.cost.layers(network.rewrite(fn), network.narrowed(variables), inputs)
         return costs(widths[segment.level] if segment.technique == 'small_dense' else 1.0)
 
     return Networks(trainer(1.0), total, widths, trainer, about, of_segment, groups, smaller)
@@ -202,16 +221,6 @@ def width_of(kept: int, total: jp.report.Record, parameters: Callable[[float], i
         middle = round((low + high) / 2 / _SMALLEST) * _SMALLEST
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _costs(model: Any, prepare: Callable[[Any], Any], like: Any) -> list[jp.cost.Layer]:
-    """Counts the costs of one example by the paths of parameters."""
-    inputs = jax.eval_shape(prepare, jnp.asarray(like))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(lambda key, x: model.init(key, x, train=False), key, inputs)
-    rest = {name: tree for name, tree in variables.items() if name != 'params'}
-    fn = lambda params, rest, x: model.apply({'params': params, **rest}, x, train=False)
-    return jp.cost.layers(fn, variables['params'], rest, inputs)
 
 
 def _records(trainer: Trainer, replicates: int) -> list[jp.report.Record]:

@@ -78,26 +78,23 @@ def bits(measured: Mapping[str, Measured], sizes: Mapping[str, int]) -> dict[str
     return {f'{part}_bits': list(nats[part] / sizes[part] / math.log(2)) for part in measured}
 
 
-def counts(
-    layers: Sequence[jp.report.Record], full: jp.report.Record, costs: Sequence[jp.cost.Layer]
-) -> dict[str, Any]:
+def sizes(layers: Sequence[jp.report.Record], full: jp.report.Record, macs: int) -> dict[str, Any]:
     """Makes the columns of size of a network.
 
     Args:
       layers: counts of its leaves.
       full: counts of the full dense network, of which its density is a share.
-      costs: of one example, of the network without masks.
+      macs: multiply-accumulates of one example.
 
     Returns:
-      The columns; multiply-accumulates are those with weights that are kept.
+      The columns.
     """
-    kept = {layer.path: layer.kept / layer.parameters for layer in layers if layer.parameters}
-    own = jp.report.total(layers)
+    kept = sum(layer.kept for layer in layers)
     return {
-        'density': (own.kept - own.parameters + own.prunable) / full.prunable,
-        'compression': full.parameters / own.kept,
-        'kept': own.kept,
-        'macs': round(sum(cost.macs * kept.get(cost.path, 1) for cost in costs)),
+        'density': sum(layer.kept for layer in layers if layer.prunable) / full.prunable,
+        'compression': full.parameters / kept,
+        'kept': kept,
+        'macs': macs,
     }
 
 

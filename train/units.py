@@ -36,11 +36,26 @@ def find(
     Raises:
       ValueError: nothing can be removed; a path of `prune.dense` that matches no leaf.
     """
+    return structured.groups(*evaluation(model, prepare, like), protect=protected(config))
+
+
+def evaluation(
+    model: nn.Module, prepare: Callable[[Any], Any], like: Any
+) -> tuple[Callable[[Any, Any], Any], Any, Any]:
+    """Makes the function of a model's variables and inputs, in evaluation, and their shapes.
+
+    Args:
+      model: called as `model.apply(variables, inputs, train=...)`.
+      prepare: turns raw inputs into the model's.
+      like: raw inputs.
+
+    Returns:
+      The function to logits, and the shapes of its two arguments.
+    """
     inputs = jax.eval_shape(prepare, jnp.asarray(like))
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(lambda key, x: model.init(key, x, train=False), key, inputs)
-    logits = lambda variables, x: model.apply(variables, x, train=False)
-    return structured.groups(logits, variables, inputs, protect=protected(config))
+    return lambda variables, x: model.apply(variables, x, train=False), variables, inputs
 
 
 def protected(config: ml_collections.ConfigDict) -> list[str]:
@@ -116,6 +131,10 @@ class Smaller(NamedTuple):
         """Makes the function of the smaller variables from that of the whole ones."""
         return structured.rewritten(fn, self.groups, self.keep)
 
+    def narrowed(self, variables: Any) -> Any:
+        """Gives the shapes of the smaller variables."""
+        return jax.eval_shape(lambda v: structured.narrow(v, self.groups, self.keep), variables)
+
     def narrow(self, point: jp.Point) -> jp.Point:
         """Takes the units that stay out of a point; works under jit."""
         return self._each(structured.narrow, point)
@@ -149,11 +168,9 @@ def network(about: Mapping[str, Any], model: nn.Module, inputs: Any) -> Callable
     Returns:
       A function of the variables that were saved, and of inputs: logits, in evaluation.
     """
-    fn = lambda variables, x: model.apply(variables, x, train=False)
+    fn, variables, inputs = evaluation(model, lambda x: x, inputs)
     if not about['removed']:
         return fn
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(lambda key, x: model.init(key, x, train=False), key, inputs)
     groups = structured.groups(fn, variables, inputs, protect=about['protected'])
     size = lambda name: np.arange(groups.named(name).size)
     keep = {name: ~np.isin(size(name), gone) for name, gone in about['removed'].items()}

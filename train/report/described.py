@@ -11,6 +11,19 @@ from train.report.names import DENSE, percent, prose
 from train.report.runs import Study
 from train.report.sentences import count
 
+_MASKED = (
+    'Pruned weights are zeros in dense arrays, held there by masks: they are not removed '
+    'physically. The network needs as many multiplications as before: kMACs count products with '
+    'kept weights only, what a program would do that skips zeros. No claim on latency or memory '
+    'is made here.'
+)
+_REMOVED = (
+    'Pruned units are removed physically: after each round the arrays that are trained, measured '
+    'and saved are smaller, batch statistics included, and kMACs are those of the smaller network. '
+    'In dense arrays it computes the same as the whole network with these units at zero. Latency '
+    'was not measured here.'
+)
+
 
 def cost(study: Study) -> Section:
     """Tabulates the search cost in epochs, per level and in total, and the wall time."""
@@ -63,12 +76,10 @@ def reading(study: Study) -> Section:
         'as the largest compression, is chosen on them. Test examples report, and chose nothing: '
         'no checkpoint, no level, no technique was selected by test accuracy, save in the columns '
         'that say so.',
-        'Pruned weights are zeros in dense arrays, held there by masks: they are not removed '
-        'physically. The network needs as many multiplications as before, and no claim on '
-        'latency or memory is made here.',
+        _REMOVED if study.config['prune'].get('pattern') == 'groups' else _MASKED,
     ]
     if 'small_dense' in study.techniques:
-        texts.append('The small dense network alone is smaller physically: it was built narrower.')
+        texts.append('The small dense network is smaller physically too: it was built narrower.')
     return Section('How to read this', [Text(text) for text in texts])
 
 
