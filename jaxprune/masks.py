@@ -306,8 +306,9 @@ def _check_kept(masks: Masks, density: object, allow_empty: bool) -> None:
             if mask.size and not some:
                 raise ValueError(
                     f'density {density} leaves leaf {path!r} with none of its {mask.size} weights, '
-                    'which cuts the network in two: ask for more, give it a floor or a rule, or '
-                    'pass allow_empty=True'
+                    'which cuts the network in two: ask for more, give it a floor or a rule, leave '
+                    'it dense (the same where=lambda path, leaf: ... in the scores and in pruned), '
+                    'or pass allow_empty=True'
                 )
 
 

@@ -52,9 +52,14 @@ def present(tree: Any) -> list[tuple[str, Any]]:
 
 
 def prunable(path: str, leaf: jax.Array) -> bool:
-    """Accepts floating-point leaves with two or more axes: kernels and embeddings, not biases."""
-    del path
-    return jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    """Accepts floating-point leaves with two or more axes: kernels, embeddings, positions.
+
+    Not those called `bias` or `scale`, which have several axes too where they are those of heads,
+    or of layers that a scan stacks.
+    """
+    *_, own = [''] + [name for name in path.split('/') if name != 'value']  # NNX: `bias/value`
+    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return own not in ('bias', 'scale') and jnp.ndim(leaf) >= 2 and floating
 
 
 def covered_by(masks: Masks) -> Predicate:
@@ -127,7 +132,8 @@ def map_prunable(
         shapes = {path: jnp.shape(leaf) for path, leaf in named_leaves(params) if leaf is not None}
         raise ValueError(
             f'nothing is prunable among the {len(shapes)} leaves {_shorten(shapes)}; by default '
-            'floating-point leaves with two or more axes are: pass where=lambda path, leaf: ...'
+            'floating-point leaves with two or more axes are, save those called bias or scale: '
+            'pass where=lambda path, leaf: ...'
         )
     return result
 

@@ -4,10 +4,7 @@ import re
 import runpy
 from pathlib import Path
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import optax
 import pytest
 
 import jaxprune as jp
@@ -29,6 +26,12 @@ def test_the_ten_lines_run(tmp_path, capsys):
     assert float(jax.jit(left['loss'])(left['state'].params)) < 2.3
 
 
+def untrained(levels):
+    """The ten lines, without the training between the rounds."""
+    text = block('example').replace('range(300)', 'range(0)')
+    return text.replace('(1, 11)', f'(1, {levels + 1})')
+
+
 def check_pruned(state, level):
     masks = jp.get_masks(state.opt_state)
     assert jp.masks.density(masks) == round(0.8**level * 1664) / 1664
@@ -40,36 +43,45 @@ def check_pruned(state, level):
 
 @pytest.mark.promotes
 def test_the_ten_lines_prune_before_they_train_again():
-    untrained = block('example').replace('range(300)', 'range(0)').replace('(1, 11)', '(1, 3)')
-    exec(untrained, left := {})
+    exec(untrained(levels=2), left := {})
     assert int(left['state'].step) == 0
     check_pruned(left['state'], 2)
 
 
 @pytest.mark.promotes
 def test_the_rounds_as_one_call_run(capsys):
-    tx = jp.pruned(optax.sgd(optax.constant_schedule(0.1)))
-    params = {'kernel': jax.random.normal(jax.random.key(0), (10, 10))}
-    names = {'jp': jp, 'params': params, 'opt_state': tx.init(params), 'train': lambda p, _: p}
+    exec(block('example').replace('(1, 11)', '(1, 2)'), names := {})
+    capsys.readouterr()
     exec(block('iterate'), names)
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f'{level} {round(100 * 0.8**level) / 100}' for level in range(1, 11)]
+    assert lines == [f'{level} {round(1664 * 0.8**level) / 1664}' for level in range(1, 11)]
 
 
 @pytest.mark.promotes
 def test_the_smaller_network_runs(capsys):
-    model, x = nn.Sequential([nn.Dense(64), nn.relu, nn.Dense(10)]), jnp.ones((3, 16))
-    names = {
-        'jp': jp,
-        'jax': jax,
-        'model': model,
-        'x': x,
-        'params': model.init(jax.random.key(0), x),
-    }
+    exec(untrained(levels=1), names := {})
+    capsys.readouterr()
     exec(block('smaller'), names)
     assert names['small']['params']['layers_0']['kernel'].shape == (16, 32)
-    assert names['logits'].shape == (3, 10)
+    assert names['logits'].shape == (256, 10)
     assert 'total' in capsys.readouterr().out
+
+
+@pytest.mark.promotes
+def test_the_ten_lines_prune_a_network_with_attention():
+    """Whose biases of heads are no kernels: 8 entries that start at 0 and would go first."""
+    of_heads = untrained(levels=2).replace(
+        'nn.Sequential([nn.Dense(64), nn.relu, nn.Dense(10)])',
+        'nn.Sequential([nn.MultiHeadDotProductAttention(num_heads=4), nn.Dense(10)])',
+    )
+    assert 'Attention' in of_heads
+    exec(
+        of_heads.replace('model.apply(p, x)', 'model.apply(p, x[:, None])[:, 0]').replace(
+            'init(key, x)', 'init(key, x[:, None])'
+        ),
+        names := {},
+    )
+    assert jp.masks.density(jp.get_masks(names['state'].opt_state)) < 0.65
 
 
 def test_every_path_it_names_exists():

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -26,6 +27,23 @@ def test_names_leaves_of_any_tree():
 )
 def test_prunable_by_default(leaf, expected):
     assert tree.prunable('any', leaf) is expected
+
+
+@pytest.mark.parametrize('name', ['bias', 'scale', 'query/bias', 'bias/value', '0/scale/value'])
+def test_what_is_called_bias_or_scale_is_not_prunable(name):
+    assert not tree.prunable(name, jnp.ones((4, 8)))
+    assert tree.prunable(
+        name.replace('bias', 'kernel').replace('scale', 'kernel'), jnp.ones((4, 8))
+    )
+
+
+def test_biases_of_heads_are_not_prunable():
+    linen = nn.MultiHeadDotProductAttention(num_heads=2)
+    given = linen.init(jax.random.key(0), jnp.ones((1, 3, 8)))
+    of_nnx = nnx.state(nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0)), nnx.Param)
+    for params in (given, of_nnx):
+        names = [path for path, _ in tree.present(tree.map_prunable(lambda p, _: p, params))]
+        assert len(names) == 4 and all('kernel' in path for path in names)
 
 
 def test_maps_prunable_leaves_only():
