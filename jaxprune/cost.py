@@ -7,7 +7,7 @@ and all products that the leaf takes part in are its.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -67,8 +67,8 @@ def layers(
 ) -> list[Layer]:
     """Counts the costs of a function by layer; nothing is computed.
 
-    Counted are products of matrices and convolutions. The turns of `scan` are counted, of `cond`
-    the dearest branch; of a `while` loop, whose turns are not known, one.
+    Counted are products of matrices, ragged ones too, and convolutions. The turns of `scan` are
+    counted, of `cond` the dearest branch; of a `while` loop, whose turns are not known, one.
 
     Args:
       fn: a function of the parameters and other arguments.
@@ -82,9 +82,10 @@ def layers(
       multiplied with each other.
 
     Raises:
-      ValueError: masks unlike the parameters; a function that returns no array, or whose trace
-        depends on values.
+      ValueError: a leaf that is no array; masks unlike the parameters; a function that returns no
+        array, or whose trace depends on values.
     """
+    leaves = tree.arrays(params)
     try:
         closed = jax.make_jaxpr(fn)(params, *args)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
@@ -93,7 +94,6 @@ def layers(
         ) from error
     if not closed.out_avals:
         raise ValueError('the function returns no array')
-    leaves = tree.present(params)
     kept = {path: math.prod(leaf.shape) for path, leaf in leaves}
     if masks is not None:
         masks = packing.unpack(masks)
@@ -104,7 +104,7 @@ def layers(
     origins: list[Origin] = [{path: math.prod(leaf.shape)} for path, leaf in leaves]
     origins += [{}] * (len(closed.in_avals) - len(leaves))
     macs: dict[str, list[int]] = {}
-    for product in _products(closed.jaxpr, origins, ''):
+    for product in _walk(closed.jaxpr, origins, '')[0]:
         sums = macs.setdefault(product.owner, [0, 0])
         sums[0] += product.macs
         sums[1] += product.moved
@@ -165,44 +165,64 @@ Origin: TypeAlias = dict[str, int]
 each there are; empty for activations."""
 
 
-def _products(jaxpr: core.Jaxpr, origins: Sequence[Origin], within: str) -> Iterator[_Product]:
-    """Yields the products of a program, in one turn of it, whose arguments come from leaves."""
+def _walk(
+    jaxpr: core.Jaxpr, origins: Sequence[Origin], within: str
+) -> tuple[list[_Product], list[Origin]]:
+    """Lists the products of a program, and what its results were made of.
+
+    Args:
+      jaxpr: the program; one turn of it.
+      origins: of its arguments.
+      within: the place of what calls it, for equations that do not tell theirs.
+    """
+    products: list[_Product] = []
     env: dict[Any, Origin] = dict(zip(jaxpr.invars, origins, strict=True))
+    read = lambda atom: {} if isinstance(atom, core.Literal) else env.get(atom, {})
     for eqn in jaxpr.eqns:
-        own = [{} if isinstance(a, core.Literal) else env.get(a, {}) for a in eqn.invars]
+        own = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
         where = source_info_util.summarize(eqn.source_info).split(' (')[0].rpartition('/')[2]
         where = where or within
-        if name in ('dot_general', 'conv_general_dilated'):
+        if name in _PRODUCTS:
             owners = own[1] or own[0] or {f'{name} ({where})': 1}
             for owner, size in owners.items():
                 costs = (
-                    n * size // max(sum(owners.values()), 1) for n in (_macs(eqn), _moved(eqn))
+                    n * size // max(sum(owners.values()), 1)
+                    for n in (_PRODUCTS[name](eqn), _moved(eqn))
                 )
-                yield _Product(owner, *costs)
+                products.append(_Product(owner, *costs))
         elif inner := _called(eqn):
-            yield from _inside(eqn, inner, own, where)
+            found, made = _inside(eqn, inner, own, where)
+            products += found
+            env |= dict(zip(eqn.outvars, made, strict=True))
         elif name in _MOVES:
             env |= dict.fromkeys(eqn.outvars, own[0])
         elif name in ('concatenate', 'stack') and all(own):
             joined: Counter[str] = sum(map(Counter, own), Counter())
             env[eqn.outvars[0]] = dict(joined)
+    return products, [read(atom) for atom in jaxpr.outvars]
 
 
 def _inside(
     eqn: core.JaxprEqn, inner: Sequence[core.Jaxpr], own: Sequence[Origin], where: str
-) -> Iterator[_Product]:
-    """Yields the products of the programs that an equation calls."""
+) -> tuple[list[_Product], list[Origin]]:
+    """Lists the products of the programs that an equation calls, and the origins of its results."""
     name = eqn.primitive.name
+    unknown: list[Origin] = [{}] * len(eqn.outvars)
     if name == 'cond':
-        branches = [list(_products(branch, own[1:], where)) for branch in inner]
-        yield from max(branches, key=lambda branch: sum(product.macs for product in branch))
-        return
-    turns = eqn.params['length'] if name == 'scan' else 1
-    for program in inner:
-        given = own[len(own) - len(program.invars) :] if name != 'while' else []
-        for product in _products(program, given or [{}] * len(program.invars), where):
-            yield _Product(product.owner, turns * product.macs, turns * product.moved)
+        walks = [_walk(branch, own[1:], where) for branch in inner]
+        rows = zip(*(walk[1] for walk in walks), strict=True)
+        same = [row[0] if row[1:] == row[:-1] else {} for row in rows]
+        return max((walk[0] for walk in walks), key=lambda w: sum(p.macs for p in w)), same
+    if name == 'while':
+        walks = [_walk(program, [{}] * len(program.invars), where) for program in inner]
+        return [product for walk in walks for product in walk[0]], unknown
+    [program] = inner
+    found, made = _walk(program, own[len(own) - len(program.invars) :], where)
+    if name != 'scan':
+        return found, made if len(made) == len(unknown) else unknown
+    turns = eqn.params['length']
+    return [_Product(p.owner, turns * p.macs, turns * p.moved) for p in found], unknown
 
 
 def _called(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
@@ -213,13 +233,25 @@ def _called(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
     return [one.jaxpr if isinstance(one, core.ClosedJaxpr) else one for one in flat]
 
 
-def _macs(eqn: Any) -> int:
-    lhs, rhs = (var.aval.shape for var in eqn.invars[:2])
-    if eqn.primitive.name == 'dot_general':
-        (left, _), _ = eqn.params['dimension_numbers']
-        return math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[axis] for axis in left)
-    out_features, *summed = eqn.params['dimension_numbers'].rhs_spec
-    del out_features
+def _of_dot(eqn: Any) -> int:
+    (left, _), _ = eqn.params['dimension_numbers']
+    lhs = eqn.invars[0].aval.shape
+    return math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[axis] for axis in left)
+
+
+def _of_ragged_dot(eqn: Any) -> int:
+    """Each row of the ragged axis belongs to one group, and takes part in its products alone."""
+    c = eqn.params['ragged_dot_dimension_numbers']
+    (left, _), _ = c.dot_dimension_numbers
+    lhs, sizes = eqn.invars[0].aval.shape, eqn.invars[2].aval.shape
+    summed = math.prod(lhs[axis] for axis in left)
+    groups = sizes[-1] if set(c.lhs_ragged_dimensions) & set(left) else 1
+    return math.prod(eqn.outvars[0].aval.shape) // groups * summed
+
+
+def _of_convolution(eqn: Any) -> int:
+    _, *summed = eqn.params['dimension_numbers'].rhs_spec
+    rhs = eqn.invars[1].aval.shape
     return math.prod(eqn.outvars[0].aval.shape) * math.prod(rhs[axis] for axis in summed)
 
 
@@ -234,6 +266,12 @@ def _of_leaf(path: str, leaf: Any, kept: int, costs: Sequence[int]) -> Layer:
     return Layer(path, leaf.shape, size, kept, macs, macs * kept // max(size, 1), stored, moved)
 
 
+_PRODUCTS: dict[str, Callable[[Any], int]] = {
+    'conv_general_dilated': _of_convolution,
+    'dot_general': _of_dot,
+    'ragged_dot_general': _of_ragged_dot,
+}
+"""How many multiply-accumulates an equation needs."""
 _MOVES = frozenset(
     """
     broadcast_in_dim convert_element_type copy copy_p name pvary reshape rev slice squeeze

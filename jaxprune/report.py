@@ -103,7 +103,7 @@ def draw(
     footer: Sequence[str] | None = None,
     width: int = 100,
 ) -> str:
-    """Draws a table of text, its first column to the left.
+    """Draws a table of text, its first column to the left; texts that are too long are folded.
 
     Args:
       headers: of the columns.
@@ -126,10 +126,14 @@ def draw(
         raise ImportError("tables need rich: pip install 'jaxprune[report]'") from error
     drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_footer=footer is not None)
     for place, header in enumerate(headers):
-        justify: Any = (
-            'right' if place and any(row[place][:1].isdigit() for row in rows) else 'left'
+        numbers = bool(place) and any(row[place][:1].isdigit() for row in rows)
+        drawn.add_column(
+            header,
+            footer[place] if footer else '',
+            justify='right' if numbers else 'left',
+            no_wrap=numbers,
+            overflow='fold',
         )
-        drawn.add_column(header, footer[place] if footer else '', justify=justify)
     for row in rows:
         drawn.add_row(*map(rich.text.Text, row))  # a path is no markup
     text = io.StringIO()

@@ -51,6 +51,18 @@ def present(tree: Any) -> list[tuple[str, Any]]:
     return [(path, leaf) for path, leaf in named_leaves(tree) if leaf is not None]
 
 
+def arrays(tree: Any) -> list[tuple[str, Any]]:
+    """Lists `(path, leaf)` as `present`; raises `ValueError` at a leaf that is no array."""
+    named = present(tree)
+    for path, leaf in named:
+        if not hasattr(leaf, 'shape') or not hasattr(leaf, 'dtype'):
+            raise ValueError(
+                f'leaf {path!r} is {leaf!r}, a {type(leaf).__name__}: make it an array, as by '
+                'jnp.asarray, or leave it out of the parameters'
+            )
+    return named
+
+
 def prunable(path: str, leaf: jax.Array) -> bool:
     """Accepts floating-point leaves with two or more axes: kernels, embeddings, positions.
 

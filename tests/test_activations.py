@@ -81,3 +81,11 @@ def test_no_product_reads():
     groups = structured.groups(fn, params, jnp.ones((2, 3)))
     with pytest.raises(ValueError, match='no group is read by a product'):
         structured.activation(groups, params, jnp.ones((2, 3)))
+
+
+def test_values_that_are_not_finite_are_an_error():
+    params = {'a': jnp.ones((3, 4)).at[0, 2].set(jnp.nan), 'b': jnp.ones((4, 2))}
+    fn = lambda p, x: jax.nn.relu(x @ p['a']) @ p['b']
+    groups = structured.groups(fn, params, jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match=r"group 'a:1' are NaN or infinite at units \[2\]"):
+        structured.activation(groups, params, jnp.ones((5, 3)))

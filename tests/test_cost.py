@@ -55,6 +55,59 @@ def test_calls_count_for_the_leaf_that_goes_in():
     assert macs(fn, params, jnp.ones((2, 4))) == {'a': 32, 'b': 32}
 
 
+@pytest.mark.parametrize(
+    'through',
+    [
+        jax.jit(lambda w: w.T),
+        jax.checkpoint(jax.jit(jnp.transpose)),
+        lambda w: jax.lax.cond(w.shape[0] > 1, jnp.transpose, lambda w: w.T, w),
+    ],
+)
+def test_a_leaf_that_comes_back_from_a_call_counts(through):
+    layers = cost.layers(
+        lambda p, x: x @ through(p), jnp.ones((4, 4)), jnp.ones((2, 4)), masks=jnp.eye(4) > 0
+    )
+    assert [(layer.path, layer.macs, layer.kept_macs) for layer in layers] == [('', 32, 8)]
+
+
+def test_what_branches_make_differently_is_nobodys():
+    params = {'a': jnp.ones((4, 4)), 'b': jnp.ones((4, 4))}
+    fn = lambda p, x: x @ jax.lax.cond(x.sum() > 0, lambda p: p['a'], lambda p: p['b'], p)
+    found = macs(fn, params, jnp.ones((2, 4)))
+    assert found['a'] == found['b'] == 0 and sum(found.values()) == 32
+
+
+def test_ragged_products():
+    sizes = jnp.array([2, 4])
+    experts = lambda p, x: jax.lax.ragged_dot(x, p, sizes)
+    assert macs(experts, jnp.ones((2, 4, 3)), jnp.ones((6, 4))) == {'': 6 * 4 * 3}
+    summed = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+    gradient = lambda p, x: jax.lax.ragged_dot_general(x, p, sizes, summed)
+    assert macs(gradient, jnp.ones((6, 3)), jnp.ones((6, 4))) == {'': 6 * 4 * 3}
+
+
+def test_a_leaf_that_is_no_array_is_named():
+    for count in (cost.layers, structured.groups):
+        with pytest.raises(ValueError, match=r"leaf 'scale' is 2\.0, a float: make it an array"):
+            count(lambda p, x: x @ p['w'] * p['scale'], {'w': jnp.eye(3), 'scale': 2.0}, jnp.eye(3))
+
+
+def test_products_of_a_smaller_function_are_where_the_whole_one_has_them():
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=(8, 8))) for name in ('q', 'k', 'o')}
+
+    def attend(p, x):
+        return jax.nn.softmax((x @ p['q']) @ (x @ p['k']).T) @ x @ p['o']
+
+    groups = structured.groups(attend, params, jnp.ones((5, 8)))
+    keep = structured.top(groups, structured.importance(groups, params), 0.5)
+    small, smaller = structured.shrink(params, groups, keep)
+    places = lambda layers: [layer.path for layer in layers if layer.shape is None]
+    whole = places(cost.layers(attend, params, jnp.ones((5, 8))))
+    assert whole and all('test_cost.py' in place for place in whole)
+    assert places(cost.layers(smaller, small, jnp.ones((5, 8)))) == whole
+
+
 def test_a_scan_counts_each_turn():
     params = jnp.ones((3, 4, 4))
     fn = lambda p, x: jax.lax.scan(lambda x, w: (x @ w, None), x, p)[0]

@@ -85,3 +85,13 @@ def test_random_splits_lose_no_unit():
         for row, own in dims.columns(whole):
             if not row.kept:
                 assert len(np.unique(own[own >= 0])) == row.size
+
+
+def test_an_axis_tied_to_itself_shifted_by_one_is_one_unit():
+    """However long it is: 3,000 pieces of pieces."""
+    row = dims.Dim(3000)
+    first, middle = dims.pieces(row, (1, 2999), 'a slice')
+    dims.tie(row, dims.concatenation([middle, first]), 'a sum')
+    [(one, index)] = dims.columns(row)
+    assert one.size == 1 and (index == 0).all()
+    assert dims.mask(row, {one: np.zeros(1, bool)}).sum() == 0

@@ -45,6 +45,13 @@ def test_table_has_a_line_a_leaf_and_the_total():
     )
 
 
+def test_long_paths_are_folded_and_not_cut():
+    path = '/'.join(f'block_{n}' for n in range(20)) + '/kernel'
+    drawn = report.table([report.Record(path, (3, 1000), 3000, 3000, 1500)], width=80)
+    assert max(map(len, drawn.splitlines())) <= 80
+    assert path in ''.join(line.split()[0] for line in drawn.splitlines()[2:])
+
+
 def test_table_is_plain_text_in_a_notebook_too(monkeypatch):
     class ZMQInteractiveShell:  # by this name, rich knows a notebook
         pass

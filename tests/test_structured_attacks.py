@@ -170,3 +170,24 @@ def test_values_that_are_refused():
 def test_a_kernel_without_entries():
     params = {'W': jnp.zeros((5, 0))}
     assert jp.cost.layers(lambda p, x: x @ p['W'], params, X)[0].macs == 0
+
+
+def test_a_function_of_a_value_that_is_traced_can_be_called_again():
+    """Its program holds a tracer, which means nothing in the next trace."""
+    params = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2))}
+    factor = [jnp.float32(1)]
+    fn = lambda p, x: jnp.tanh(x @ p['a'] * factor[0]) @ p['b']
+    x = jnp.ones((5, 3))
+    groups = structured.groups(fn, params, x)
+    small, smaller = structured.shrink(params, groups, {'a:1': np.arange(4) < 2})
+
+    @jax.jit
+    def scaled(value, x):
+        factor[0] = value
+        return smaller(small, x)
+
+    for value in (1.0, 2.0):
+        factor[0] = jnp.float32(value)
+        jax.clear_caches()
+        expected = jnp.tanh(x @ small['a'] * value) @ small['b']
+        np.testing.assert_allclose(scaled(jnp.float32(value), x), expected, rtol=1e-6)

@@ -31,7 +31,7 @@ def activation(groups: Groups, params: Params, *args: Any) -> Importance:
       The mean of |x|, over all entries and readings of a unit, of each exact group that is read.
 
     Raises:
-      ValueError: parameters of other shapes; no group is read.
+      ValueError: parameters of other shapes; no group is read; values that are NaN or infinite.
     Source: Hu et al. 2016, arXiv:1607.03250, for activations as a criterion. Deviation: the mean
       magnitude and not the share of zeros, so that it ranks units of any activation function.
     """
@@ -54,6 +54,12 @@ def activation(groups: Groups, params: Params, *args: Any) -> Importance:
     found = {name: np.asarray(means_of[name], np.float64) for name in ranked if name in means_of}
     if not found:
         raise ValueError('no group is read by a product: take the importance from weights')
+    for name, own in found.items():
+        if not np.isfinite(own).all():
+            raise ValueError(
+                f'activations of group {name!r} are NaN or infinite at units '
+                f'{np.flatnonzero(~np.isfinite(own))[:8].tolist()}: look for a diverged run'
+            )
     return found
 
 

@@ -106,11 +106,11 @@ def groups(
       The groups, in the order in which the function uses them.
 
     Raises:
-      ValueError: the function returns no array, or what it does depends on values; a path that
-        matches no leaf; nothing can be removed.
+      ValueError: a leaf that is no array; the function returns no array, or what it does depends on
+        values; a path that matches no leaf; nothing can be removed.
     """
+    names = [path for path, _ in tree.arrays(params)]
     closed, _ = trace.closed_jaxpr(fn, params, *args)
-    names = [path for path, _ in tree.present(params)]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), params)
     block, barriers = traced(closed, len(names))
     for axes in [] if outputs else block.outs:

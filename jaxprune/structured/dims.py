@@ -84,6 +84,19 @@ def tie(a: Dim, b: Dim, why: str) -> None:
       b: a dim of the same size.
       why: the reason to keep both whole where their structures do not fit, as 2 x 3 and 3 x 2.
     """
+    left: list[Iterator[tuple[Dim, Dim]]] = [iter([(a, b)])]
+    while (
+        left
+    ):  # no recursion: a row that is tied to itself shifted by one goes as deep as it is long
+        pair = next(left[-1], None)
+        if pair is None:
+            left.pop()
+        else:
+            left.append(_tie(*pair, why))
+
+
+def _tie(a: Dim, b: Dim, why: str) -> Iterator[tuple[Dim, Dim]]:
+    """Ties two dims, and yields what is to be tied within them before it goes on."""
     a, b = resolve(a), resolve(b)
     if a is b:
         return
@@ -97,9 +110,9 @@ def tie(a: Dim, b: Dim, why: str) -> None:
     elif _is_kept(a) and _is_kept(b):
         return
     elif a.how == b.how:
-        _align(a, b, why)
+        yield from _align(a, b, why)
     else:
-        _cut(*((a, b) if a.how == 'product' else (b, a)), why)
+        yield from _cut(*((a, b) if a.how == 'product' else (b, a)), why)
 
 
 def columns(dim: Dim) -> list[tuple[Dim, np.ndarray]]:
@@ -124,7 +137,7 @@ def columns(dim: Dim) -> list[tuple[Dim, np.ndarray]]:
                 found.append((row, np.tile(np.repeat(index, inner), outer)))
         return found
     start = 0
-    for part in dim.parts:
+    for part in _parts(dim, 'concatenation'):
         for row, index in columns(part):
             whole = np.full(dim.size, -1)
             whole[start : start + part.size] = index
@@ -158,7 +171,7 @@ def mask(dim: Dim, kept: Mapping[Dim, np.ndarray]) -> np.ndarray:
     if dim.how == 'units':
         return kept[dim] if dim in kept else np.ones(dim.size, bool)
     if dim.how == 'concatenation':
-        return np.concatenate([mask(part, kept) for part in dim.parts])
+        return np.concatenate([mask(part, kept) for part in _parts(dim, 'concatenation')])
     result = np.ones(1, bool)
     for part in dim.parts:
         result = np.logical_and.outer(result, mask(part, kept)).ravel()
@@ -166,16 +179,23 @@ def mask(dim: Dim, kept: Mapping[Dim, np.ndarray]) -> np.ndarray:
 
 
 def _rows(dim: Dim) -> Iterator[Dim]:
-    dim = resolve(dim)
-    if dim.how == 'units':
-        yield dim
-    for part in dim.parts:
-        yield from _rows(part)
+    left = [dim]  # no recursion: pieces of pieces lie as deep as an axis is long
+    while left:
+        dim = resolve(left.pop())
+        if dim.how == 'units':
+            yield dim
+        left.extend(reversed(dim.parts))
 
 
 def _parts(dim: Dim, how: str) -> list[Dim]:
-    dim = resolve(dim)
-    return [p for part in dim.parts for p in _parts(part, how)] if dim.how == how else [dim]
+    found, left = [], [dim]
+    while left:
+        dim = resolve(left.pop())
+        if dim.how == how:
+            left.extend(reversed(dim.parts))
+        else:
+            found.append(dim)
+    return found
 
 
 def _made(how: Literal['concatenation', 'product'], parts: Sequence[Dim], size: int) -> Dim:
@@ -188,7 +208,7 @@ def _is_kept(dim: Dim) -> bool:
     return all(row.kept for row in _rows(dim))
 
 
-def _align(a: Dim, b: Dim, why: str) -> None:
+def _align(a: Dim, b: Dim, why: str) -> Iterator[tuple[Dim, Dim]]:
     """Ties two products, or two concatenations, part by part from the first on."""
     how = a.how
     left, right = _parts(a, how), _parts(b, how)
@@ -197,20 +217,20 @@ def _align(a: Dim, b: Dim, why: str) -> None:
         if x.size < y.size:
             x, y, left, right = y, x, right, left
         if x.size == y.size:
-            tie(x, y, why)
+            yield x, y
         elif how == 'concatenation':
             first, rest = pieces(x, (y.size, x.size - y.size), why)
-            tie(first, y, why)
+            yield first, y
             left.insert(0, rest)
         elif x.size % y.size == 0:
             first, rest = factors(x, (y.size, x.size // y.size), why)
-            tie(first, y, why)
+            yield first, y
             left.insert(0, rest)
         else:
             return _keep_both(a, b, why)
 
 
-def _cut(whole: Dim, joined: Dim, why: str) -> None:
+def _cut(whole: Dim, joined: Dim, why: str) -> Iterator[tuple[Dim, Dim]]:
     """Ties a product to a concatenation, by cutting the outermost factor."""
     outer, *rest = _parts(whole, 'product')
     parts = _parts(joined, 'concatenation')
@@ -219,7 +239,7 @@ def _cut(whole: Dim, joined: Dim, why: str) -> None:
         return _keep_both(whole, joined, why)
     cut = pieces(outer, [part.size // inner for part in parts], why)
     for piece, part in zip(cut, parts, strict=True):
-        tie(product([piece, *rest]), part, why)
+        yield product([piece, *rest]), part
 
 
 def _keep_both(a: Dim, b: Dim, why: str) -> None:

@@ -288,7 +288,9 @@ def rewritten(fn: Callable[..., Any], groups: Groups, keep: Keep) -> Callable[..
             jax.tree.structure(avals),
             tuple((s.shape, s.dtype, s.weak_type) for s in jax.tree.leaves(avals)),
         )
-        if key not in known:
+        if key in known:
+            block, mask_of, out = known[key]
+        else:
             shapes = {path: leaf.shape for path, leaf in whole}
             full = jax.tree_util.tree_map_with_path(
                 lambda p, s: jax.ShapeDtypeStruct(shapes[tree.path_name(p)], s.dtype), avals[0]
@@ -296,8 +298,9 @@ def rewritten(fn: Callable[..., Any], groups: Groups, keep: Keep) -> Callable[..
             closed, out = trace.closed_jaxpr(fn, full, *avals[1:])
             block, _ = coupled.traced(closed, len(whole), tangents=True)
             names = [path for path, _ in whole]
-            known[key] = block, rewrite.masks_of(_kept(block, names, masks)), out
-        block, mask_of, out = known[key]
+            mask_of = rewrite.masks_of(_kept(block, names, masks))
+            if not any(isinstance(const, jax.core.Tracer) for const in closed.consts):
+                known[key] = block, mask_of, out  # tracers mean nothing at the next call
         results = rewrite.run(block, mask_of, jax.tree.leaves((params, *args)))
         return jax.tree.unflatten(jax.tree.structure(out), results)
 

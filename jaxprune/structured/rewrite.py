@@ -1,11 +1,13 @@
 """The program of a function, run at smaller widths."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import source_info_util
 
 from jaxprune.structured import dims, trace
 from jaxprune.structured.dims import Dim
@@ -47,9 +49,16 @@ def run(block: Block, mask_of: MaskOf, args: Sequence[jax.Array]) -> list[jax.Ar
         changed = any(not mask_of(dim).all() for axes in (*step.ins, *step.outs) for dim in axes)
         changed = changed or any(_is_changed(inner, mask_of) for inner in step.inner)
         rule = _RULES.get(step.eqn.primitive.name, _as_it_is) if changed else _as_it_is
-        results = rule(step, [read(atom) for atom in step.eqn.invars], mask_of)
+        with _as_by(step.eqn):
+            results = rule(step, [read(atom) for atom in step.eqn.invars], mask_of)
         env.update(zip(step.eqn.outvars, results, strict=True))
     return [read(atom) for atom in block.jaxpr.outvars]
+
+
+def _as_by(eqn: Any) -> contextlib.AbstractContextManager[None]:
+    """Makes what is run count as made where the equation was: in errors, profiles and costs."""
+    c = eqn.source_info
+    return source_info_util.user_context(c.traceback, name_stack=c.name_stack)
 
 
 def take(value: Any, axes: Axes, mask_of: MaskOf) -> Any:
