@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +30,7 @@ SMALL = {
 }
 """Models of the trainer, and how they are made small."""
 TOKENS = ('decoder', 'lstm', 'transformer')
-NATIVE = ('lenet300', 'convnet', 'mlp1d', 'mobilenet_v2', 'resnet20')
+NATIVE = ('lenet300', 'convnet', 'lstm', 'mlp1d', 'mobilenet_v2', 'resnet20')
 MEANS = {'decoder': 'Embed_0/embedding', 'vit_tiny': 'patches/kernel'}
 """Of those that normalise over the width of the residual stream, what it is first cut in."""
 
@@ -57,21 +56,36 @@ def made(name):
     return model, variables, x, fn, structured.groups(fn, variables, x)
 
 
-DEEP = dict.fromkeys(('mobilenet_v2', 'resnet50'), pytest.mark.exhaustive)
+DEEP = ('mobilenet_v2', 'resnet50')
 
 
-@pytest.mark.parametrize('name', [pytest.param(name, marks=DEEP.get(name, ())) for name in SMALL])
+@pytest.mark.parametrize('name', [name for name in SMALL if name not in DEEP])
 def test_removed_is_as_zeroed(name):
-    model, variables, x, fn, groups = made(name)
+    model, variables, x, _, groups = made(name)
+    hold(model, variables, x, groups)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize('name', DEEP)
+def test_removed_is_as_zeroed_in_deep_networks(name):
+    """In float64: batch norms over few positions amplify the rounding of float32 past 1e-5."""
+    model, variables, x, _, groups = made(name)
+    with jax.enable_x64(True):
+        wide = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
+        hold(model.clone(dtype=jnp.float64), wide(variables), wide(x), groups)
+
+
+def hold(model, variables, x, groups):
+    """Asserts that units removed are as units zeroed, in evaluation and in training."""
     assert not groups.barriers and not groups.unused
     _, keep = keeps(groups)
-    small, smaller = structured.shrink(variables, groups, keep)
+    small = structured.narrow(variables, groups, keep)
     whole = {'params': variables, 'small': small, 'args': (x,), 'keep': keep}
-    hold_gradient(fn, smaller, groups, **whole)
     moving = [name for name in variables if name != 'params']
+    evaluate = lambda variables, x: model.apply(variables, x, train=False)
     train = lambda variables, x: model.apply(variables, x, train=True, mutable=moving)
-    if moving:
-        hold_gradient(train, structured.rewritten(train, groups, keep), groups, **whole)
+    for fn in (evaluate, train) if moving else (evaluate,):
+        hold_gradient(fn, structured.rewritten(fn, groups, keep), groups, **whole)
 
 
 @pytest.mark.parametrize('name', [*NATIVE, *MEANS])
@@ -101,7 +115,7 @@ def test_a_module_of_fixed_widths_refuses():
     model, variables, x, _, groups = made('transformer')
     keep = {groups.groups[0].name: np.arange(groups.groups[0].size) > 1}
     small, _ = structured.shrink(variables, groups, keep)
-    with pytest.raises(flax.errors.ScopeParamShapeError, match='positions'):
+    with pytest.raises(ValueError, match='Transformer makes a parameter at a width of its own'):
         structured.resized(model)(small, x, train=False)
 
 
@@ -147,3 +161,28 @@ def test_nnx_modules_are_rebuilt():
     assert (new.conv.out_features, new.norm.num_features, new.deep.feature_group_count) == (6, 6, 6)
     assert (new.deep.in_features, new.dense.in_features, new.dense.out_features) == (6, 6, 4)
     assert new.attend.in_features == 4 and module.conv.out_features == 8
+
+
+class Grouped(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(3, 8, rngs=rngs)
+        self.norm = nnx.GroupNorm(8, num_groups=2, rngs=rngs)
+        self.last = nnx.Linear(8, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.norm(self.first(x)))
+
+
+@pytest.mark.parametrize('features', [6, 5])
+def test_normalised_groups_stay_as_many(features):
+    module = Grouped(nnx.Rngs(0))
+    state = jax.tree.map(
+        lambda w: w[tuple(slice(features if n == 8 else n) for n in w.shape)], nnx.split(module)[1]
+    )
+    if features % 2:
+        with pytest.raises(ValueError, match='8 channels in 2 groups cannot be rebuilt with 5'):
+            structured.rebuilt(module, state)
+    else:
+        new = structured.rebuilt(module, state)
+        assert (new.norm.num_groups, new.norm.group_size) == (2, 3)
+        assert np.isfinite(new(jnp.ones((2, 3)))).all()

@@ -11,39 +11,71 @@ def resized(module: Any) -> Callable[..., Any]:
     """Makes a Flax linen module run on smaller parameters.
 
     Each layer takes its width from its own kernel, whatever its fields say: `Dense`,
-    `DenseGeneral`, `Conv`, `ConvTranspose` and `Embed`, in any module that asks no other field for
-    a width, as a reshape to a number of heads would. Where `shrink` keeps the 1 / C of a mean over
-    channels, LayerNorm here divides by the new C.
+    `DenseGeneral`, `Conv`, `ConvTranspose`, `Embed` and the cells of LSTM and GRU, in any module
+    that asks no other field for a width, as a reshape to a number of heads would. Where `shrink`
+    keeps the 1 / C of a mean over channels, LayerNorm here divides by the new C; GroupNorm makes
+    as many groups as before of the channels that stay.
 
     Args:
       module: a linen module, made at its full widths.
 
     Returns:
-      A function that is called as `module.apply` is: of variables and inputs.
+      A function that is called as `module.apply` is: of variables and inputs. It raises
+      `ValueError` where the module itself makes parameters at a width that is fixed.
 
     Raises:
       ImportError: flax is not installed.
     """
     try:
+        import flax.errors
         import flax.linen as nn
     except ImportError as error:
         raise ImportError("resized modules need flax: pip install 'jaxprune[train]'") from error
 
     def at_own_width(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
-        fields = {}
-        if context.method_name == '__call__' and not layer.is_initializing():
-            fields = _fields(nn, layer, args)
+        if context.method_name == 'setup' and isinstance(layer, nn.Embed):
+            if layer.has_variable('params', 'embedding'):
+                layer.embedding = layer.get_variable('params', 'embedding')
+                return None
+        if context.method_name != '__call__' or layer.is_initializing():
+            return call(*args, **kwargs)
+        if isinstance(layer, nn.RNN):
+            return (_recurrent(nn, layer) or call)(*args, **kwargs)
+        fields = _fields(nn, layer, args)
         if not fields:
             return call(*args, **kwargs)
         own = layer.clone(parent=None, name=None, **fields)
         return own.apply(layer.variables, *args, **kwargs)
 
     def apply(variables: Params, *args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(at_own_width):
-            return module.apply(variables, *args, **kwargs)
+        try:
+            with nn.intercept_methods(at_own_width):
+                return module.apply(variables, *args, **kwargs)
+        except flax.errors.ScopeParamShapeError as error:
+            raise ValueError(
+                f'{type(module).__name__} makes a parameter at a width of its own and cannot be '
+                f'resized: use the function that shrink or rewritten returns. {error}'
+            ) from error
 
     return apply
+
+
+def _recurrent(nn: Any, layer: Any) -> Callable[..., Any] | None:
+    """Makes an RNN of a cell at the width of its arrays, with them; `None` where it is as wide."""
+    cell = layer.cell
+    params = cell.variables['params']
+    gates = {name: params[name] for name in ('hi', 'hn') if name in params}
+    if not gates or not isinstance(cell, nn.LSTMCell | nn.OptimizedLSTMCell | nn.GRUCell):
+        raise ValueError(
+            f'{type(cell).__name__} cannot be resized: use the function that shrink returns'
+        )
+    [gate, *_] = gates.values()
+    features = gate['kernel'].shape[-1]
+    if features == cell.features:
+        return None
+    own = layer.clone(parent=None, name=None, cell=cell.clone(parent=None, features=features))
+    return lambda *args, **kwargs: own.apply({'params': {'cell': params}}, *args, **kwargs)
 
 
 def _fields(nn: Any, layer: Any, args: Any) -> dict[str, Any]:
@@ -76,10 +108,11 @@ def rebuilt(module: Any, params: Params) -> Any:
     Returns:
       A module with the parameters. `Linear`, `LinearGeneral`, `Conv`, `ConvTranspose`, `Embed` and
       the normalisations have the widths of their own arrays; `MultiHeadAttention` the heads and
-      features of its query.
+      features of its query. `GroupNorm` makes as many groups as before.
 
     Raises:
       ImportError: flax is not installed.
+      ValueError: channels that cannot be divided into as many groups.
     """
     try:
         from flax import nnx
@@ -104,8 +137,23 @@ def rebuilt(module: Any, params: Params) -> Any:
             known = [x for x in (layer.scale, getattr(layer, 'bias', None)) if x is not None]
             if known:
                 layer.num_features = math.prod(known[0].shape)
+        elif isinstance(layer, nnx.GroupNorm):
+            known = [x for x in (layer.scale, layer.bias) if x is not None]
+            if known and known[0].shape[0] != layer.num_groups * layer.group_size:
+                _regroup(layer, known[0].shape[0])
     for _, layer in nnx.iter_graph(new):
         if isinstance(layer, nnx.MultiHeadAttention):
             layer.in_features, layer.num_heads, layer.head_dim = layer.query.kernel.shape
             layer.qkv_features = layer.num_heads * layer.head_dim
     return new
+
+
+def _regroup(layer: Any, features: int) -> None:
+    """Gives a GroupNorm of NNX fewer channels in as many groups."""
+    if features % layer.num_groups:
+        raise ValueError(
+            f'GroupNorm of {layer.num_groups * layer.group_size} channels in {layer.num_groups} '
+            f'groups cannot be rebuilt with {features}: use the function that shrink returns, or '
+            'keep multiples'
+        )
+    layer.group_size = features // layer.num_groups

@@ -47,7 +47,7 @@ class MobileNetV2(nn.Module):
 
 
 class _ConvNorm(nn.Module):
-    """A convolution without bias, batch-normalised in float32."""
+    """A convolution without bias, batch-normalised in float32 or wider."""
 
     channels: int
     size: int
@@ -67,7 +67,7 @@ class _ConvNorm(nn.Module):
             dtype=self.dtype,
         )
         norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
-        return norm(conv(x).astype(jnp.float32)).astype(self.dtype)
+        return norm(conv(x).astype(jnp.promote_types(self.dtype, jnp.float32))).astype(self.dtype)
 
 
 class _Block(nn.Module):

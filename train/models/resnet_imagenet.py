@@ -49,7 +49,7 @@ class ImageNetResNet(nn.Module):
 
 
 class _ConvNorm(nn.Module):
-    """A convolution without bias, batch-normalised in float32."""
+    """A convolution without bias, batch-normalised in float32 or wider."""
 
     channels: int
     size: int = 3
@@ -73,7 +73,7 @@ class _ConvNorm(nn.Module):
             epsilon=1e-5,
             scale_init=nn.initializers.constant(self.scale),
         )
-        return norm(conv(x).astype(jnp.float32)).astype(self.dtype)
+        return norm(conv(x).astype(jnp.promote_types(self.dtype, jnp.float32))).astype(self.dtype)
 
 
 class _Block(nn.Module):
