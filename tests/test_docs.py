@@ -228,7 +228,13 @@ def test_the_examples_of_removal_run(capsys):
     assert given['logits'].shape == (2, 10)
     assert 'params/Conv_0/kernel:3' in capsys.readouterr().out
     assert count(given['small']) < count(given['variables'])
-    assert np.isfinite(run(SMALLER, 'train', **given)['value'])
+    trained = run(SMALLER, 'train', **given)
+    assert np.isfinite(trained['value'])
+    rounds = run(SMALLER, 'rounds', **trained)
+    sizes = [count(rounds['now']['params']), count(given['small']['params'])]
+    assert sizes[0] < sizes[1] and np.isfinite(
+        rounds['now_loss'](rounds['now'], given['x'], jnp.array([3, 7]))[0]
+    )
     ranked = run(SMALLER, 'importance', **given)
     assert set(ranked['by_median']) >= set(ranked['by_activation']) >= set(ranked['by_scale'])
     within = run(SMALLER, 'budget', **given)

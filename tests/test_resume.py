@@ -159,7 +159,8 @@ def test_asked_to_stop(left_alone, prepared, tmp_path, number):
 @pytest.mark.parametrize(
     ('arguments', 'code', 'message'),
     [
-        (['--config.train.stepz=3'], 2, 'Did you mean "steps"'),
+        (['--config.train.stepz=3'], 2, '\'stepz\'\nDid you mean "steps"'),
+        (['--config=configs/none.py'], 2, 'configs/none.py'),
         (['--no_such_flag=3'], 2, 'no_such_flag'),
         (['--config.prune.rate=1.5'], 2, r'rate must be in (0, 1), got 1.5'),
         (['--config.prune.levels=80'], 2, 'which keeps 3 of 50200 weights, the level before 3'),

@@ -108,8 +108,9 @@ def newest_whole(store: ocp.CheckpointManager, needed: Iterable[int]) -> tuple[i
         elif step in kept:
             break
     if wrong and not done:
+        others = f' (and {len(found) - 1} more)' if len(found) > 1 else ''
         raise BadInput(
-            f'no checkpoint of {store.directory} is whole: {"; ".join(found)}. Put the files back, '
+            f'no checkpoint of {store.directory} is whole: {found[0]}{others}. Put the files back, '
             'or choose another workdir to begin anew; nothing was touched'
         )
     for step, text in wrong.items():

@@ -1,5 +1,6 @@
 """Trains, prunes and retrains: python -m train.main --config=FILE --workdir=DIR."""
 
+import ast
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -80,8 +81,12 @@ def parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags; the config's own errors end the run as bad input, without a traceback."""
     try:
         left = flags.FLAGS(argv)
+        _ = _CONFIG.value.seed  # which raises where its file could not be read
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        fail(BadInput(str(error).strip('\'"')))
+        text = str(error)
+        if text[:1] in ('"', "'") and text[:1] == text[-1:]:
+            text = ast.literal_eval(text)  # of a KeyError
+        fail(BadInput(text))
     if left[1:]:
         fail(BadInput(f'unexpected arguments: {" ".join(left[1:])}'))
     return left
