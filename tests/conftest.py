@@ -3,7 +3,9 @@
 Programs are compiled in haste: compiling takes most of the time, and what they compute is small.
 """
 
+import atexit
 import os
+import shutil
 import tempfile
 
 os.environ['XLA_FLAGS'] = (
@@ -14,6 +16,7 @@ os.environ['XLA_FLAGS'] = (
 # The workers, and the runs that tests start, share what they compile; each session starts afresh.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='jaxprune-tests-')
+    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 import jax
