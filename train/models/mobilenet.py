@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from train.models.widths import scaled
+from train.models.widths import scaled, wide
 
 # Expansion, channels, blocks and stride of the first block of each stage: table 2.
 _STAGES = (
@@ -67,7 +67,7 @@ class _ConvNorm(nn.Module):
             dtype=self.dtype,
         )
         norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
-        return norm(conv(x).astype(jnp.promote_types(self.dtype, jnp.float32))).astype(self.dtype)
+        return norm(conv(x).astype(wide(self.dtype))).astype(self.dtype)
 
 
 class _Block(nn.Module):

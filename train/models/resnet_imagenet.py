@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from train.models.widths import wide
+
 _BLOCKS = (3, 4, 6, 3)  # of each stage, in both depths
 
 
@@ -73,7 +75,7 @@ class _ConvNorm(nn.Module):
             epsilon=1e-5,
             scale_init=nn.initializers.constant(self.scale),
         )
-        return norm(conv(x).astype(jnp.promote_types(self.dtype, jnp.float32))).astype(self.dtype)
+        return norm(conv(x).astype(wide(self.dtype))).astype(self.dtype)
 
 
 class _Block(nn.Module):
