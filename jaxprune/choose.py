@@ -19,6 +19,7 @@ def top(
     *,
     pattern: Pattern | Mapping[str, Pattern] = patterns.unstructured,
     floor: float = 0.0,
+    absolute: bool = False,
 ) -> Masks:
     """Keeps the highest scores within the budget of each group of leaves, and checks no values.
 
@@ -31,6 +32,8 @@ def top(
       masks: booleans; where given, only weights that they keep can stay.
       pattern: what stays or goes together, for all leaves or by path.
       floor: share of each leaf that stays at least, rounded up.
+      absolute: whether the absolute values are the scores; without masks, patterns and floor they
+        are made where they are read, and never held.
 
     Returns:
       A boolean tree of the structure of `scores`.
@@ -39,6 +42,8 @@ def top(
       ValueError: a budget above what `masks` keep or below what must stay; a pattern that does not
         fit.
     """
+    if absolute and (masks is not None or floor or pattern is not patterns.unstructured):
+        scores, absolute = jax.tree.map(jnp.abs, scores), False
     if masks is not None:
         scores = _exclude(scores, masks)
         _check_room(budget, dict(tree.present(masks)))
@@ -58,7 +63,7 @@ def top(
             _check_floor(floor, least, dict(tree.present(masks)))
         firm = _select(units, Budget([*least.values()], range(len(least)), []), always)
         units = {path: _firmly(units[path], mask) for path, mask in firm.items()}
-    chosen = _select(units, budget, always)
+    chosen = _select(units, budget, always, absolute)
     kept = [_spread(units[path], chosen[path], leaf) for path, leaf in named]
     if masks is not None:  # a traced count may exceed what they keep
         kept = [new & old for new, (_, old) in zip(kept, tree.present(masks), strict=True)]
@@ -101,15 +106,29 @@ def _at_least(floor: float, sizes: Mapping[str, int], units: Mapping[str, Units]
 
 
 def _select(
-    units: Mapping[str, Units], budget: Budget, always: Mapping[str, Keep]
+    units: Mapping[str, Units],
+    budget: Budget,
+    always: Mapping[str, Keep],
+    absolute: bool = False,
 ) -> dict[str, jax.Array]:
-    chosen = select.top(
-        [unit.scores for unit in units.values()],
-        budgets.without(budget, always),
-        budget.groups,
-        [unit.size for unit in units.values()],
+    keeps = budgets.without(budget, always)
+    # n of m in all groups: nothing is left to choose, and no scores need be held to choose it
+    settled = lambda unit, g: unit.always > 0 and isinstance(keeps[g], int) and keeps[g] == 0
+    groups = dict(zip(units, budget.groups, strict=True))
+    chosen = {
+        path: jnp.zeros_like(unit.scores, bool)
+        for path, unit in units.items()
+        if settled(unit, groups[path])
+    }
+    open_ = {path: unit for path, unit in units.items() if path not in chosen}
+    found = select.top(
+        [unit.scores for unit in open_.values()],
+        keeps,
+        [groups[path] for path in open_],
+        [unit.size for unit in open_.values()],
+        absolute=absolute,
     )
-    return dict(zip(units, chosen, strict=True))
+    return chosen | dict(zip(open_, found, strict=True))
 
 
 def _spread(unit: Units, chosen: jax.Array, scores: jax.Array) -> jax.Array:

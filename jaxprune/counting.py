@@ -97,7 +97,10 @@ def tally(*bits: jax.Array) -> Count:
     """Counts each of several boolean arrays of one shape, in one pass; a Count of shape (n,)."""
     if math.prod(bits[0].shape) >= LARGE:
         return stack([_tally_in_parts(b) for b in bits])
-    return alone_or_apart(lambda: _tally_together(*bits), lambda: _tally_apart(*bits))
+    together, apart = lambda: _tally_together(*bits), lambda: _tally_apart(*bits)
+    if jax.device_count() > 1:  # on CPU too, as separate sums would hold 4 bytes a bit each
+        return lax.platform_dependent(cpu=together, default=apart)
+    return alone_or_apart(together, apart)
 
 
 def tally_along(bits: jax.Array, *axes: int) -> Count:
@@ -216,7 +219,10 @@ def _tally_apart(*bits: jax.Array) -> Count:
 
 
 def _tally_together(*bits: jax.Array) -> Count:
-    """By one reduction of all, which XLA on CPU runs at the speed of memory, without a copy."""
+    """By one reduction of all, which XLA on CPU runs at the speed of memory, without a copy.
+
+    Divided among devices it gathers the count of each, where one sum would be all-reduced.
+    """
     ones, axes, zero = [b.astype(jnp.uint32) for b in bits], range(bits[0].ndim), jnp.uint32(0)
     if len(ones) == 1:
         return each(lambda n: n[None], tally_along(bits[0], *axes))

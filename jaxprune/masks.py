@@ -37,6 +37,7 @@ def global_top(
     floor: float = 0.0,
     progress: float | jax.Array = 1.0,
     allow_empty: bool = False,
+    absolute: bool = False,
 ) -> Masks:
     """Keeps the highest scores over the whole tree.
 
@@ -62,6 +63,9 @@ def global_top(
         taken as the nearer end.
       allow_empty: whether a leaf may be left with nothing, which cuts the network in two; it
         cannot be told of traced scores.
+      absolute: whether absolute values rank, as if `scores` were their magnitudes; these are made
+        where they are read, which saves the memory of the scores for `tree.map_prunable` of the
+        parameters themselves. With masks, a pattern or a floor it saves none.
 
     Returns:
       A boolean tree of the structure of `scores`.
@@ -75,7 +79,7 @@ def global_top(
     """
     scores, masks = _prepare(scores, masks)
     budget = budgets.together(choose_lib.sizes(scores), density, rules, progress)
-    chosen = choose_lib.top(scores, budget, masks, pattern=pattern, floor=floor)
+    chosen = choose_lib.top(scores, budget, masks, pattern=pattern, floor=floor, absolute=absolute)
     _check_kept(chosen, density, allow_empty)
     return chosen
 
@@ -88,6 +92,7 @@ def leaf_top(
     pattern: Pattern | Mapping[str, Pattern] = patterns.unstructured,
     progress: float | jax.Array = 1.0,
     allow_empty: bool = False,
+    absolute: bool = False,
 ) -> Masks:
     """Keeps the highest scores of each leaf.
 
@@ -104,6 +109,7 @@ def leaf_top(
       progress: share of the way from dense to `density`, as in `global_top`.
       allow_empty: whether a leaf may be left with nothing, by a density of 0 or where no block fits
         its budget.
+      absolute: whether absolute values rank, as in `global_top`.
 
     Returns:
       A boolean tree of the structure of `scores`.
@@ -113,7 +119,7 @@ def leaf_top(
     """
     scores, masks = _prepare(scores, masks)
     budget = budgets.apart(choose_lib.sizes(scores), density, progress, allow_empty=allow_empty)
-    chosen = choose_lib.top(scores, budget, masks, pattern=pattern)
+    chosen = choose_lib.top(scores, budget, masks, pattern=pattern, absolute=absolute)
     _check_kept(chosen, density, allow_empty)
     return chosen
 

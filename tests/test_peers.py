@@ -1,6 +1,7 @@
 """Where other pruning libraries are known to fail: one test a failure."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +167,7 @@ def test_a_sharded_selection_gathers_and_sorts_nothing():
     weights = jax.device_put(jnp.ones((64, 32)), NamedSharding(mesh, P('x')))
     select = jax.jit(functools.partial(masks.global_top, density=0.1))
     program = select.lower([weights] * 3).compile().as_text()
-    assert 'all-reduce' in program
-    assert 'all-gather' not in program
+    gathered = re.findall(r'= (\S+) all-gather\(', program)
+    assert gathered
+    assert all(shape.startswith('u32[8,1]') for shape in gathered)  # a count from each device
     assert ' sort(' not in program

@@ -362,10 +362,10 @@ def test_sharded_equals_single_device_and_moves_counts_only(spec, groups):
             np.testing.assert_array_equal(a, b)
     run = jax.jit(functools.partial(select.top, groups=groups))
     text = run.lower(sharded, keeps).compile().as_text()
-    assert not re.search(r'all-gather|all-to-all|collective-permute', text)
-    moved = re.findall(r'= (.*) all-reduce(?:-start)?\(', text)
+    assert not re.search(r'all-to-all|collective-permute', text)
+    moved = re.findall(r'= (.*) (?:all-reduce|all-gather)(?:-start)?\(', text)
     assert (len(moved) > 0) == (spec != PartitionSpec())
-    assert all(entries(shape) <= 3 * 7 * len(leaves) for shape in moved)
+    assert all(entries(shape) <= 8 for shape in moved)  # a count from each device
 
 
 def entries(shape):

@@ -29,6 +29,8 @@ def top(
     keeps: Sequence[int | Count],
     groups: Sequence[int],
     sizes: Sequence[int] | None = None,
+    *,
+    absolute: bool = False,
 ) -> list[jax.Array]:
     """Marks the highest entries of each group of leaves: in group g exactly `keeps[g]` of them.
 
@@ -47,6 +49,7 @@ def top(
       groups: for each leaf the index of its group in `keeps`.
       sizes: for each leaf how many weights each of its entries stands for (a block, a channel), at
         least 1; None for 1 in all.
+      absolute: whether the absolute values are the scores; they are made where they are read.
 
     Returns:
       For each leaf a boolean array of its shape, laid out like it.
@@ -74,22 +77,36 @@ def top(
         totals[g] += leaf.size * size
     for total in totals:
         counting.check(total)  # past 64 bits it would wrap in silence
-    return _top(leaves, counting.stack(keeps), tuple(groups), sizes)
+    return _top(leaves, counting.stack(keeps), tuple(groups), sizes, absolute)
 
 
 # It compiles itself: eager calls would dispatch thousands of
 # operations. Counts are operands, so that a new density does not compile anew.
-@functools.partial(jax.jit, static_argnames=('groups', 'sizes'))
+@functools.partial(jax.jit, static_argnames=('groups', 'sizes', 'absolute'))
 def _top(
-    leaves: list[jax.Array], keep: Count, groups: tuple[int, ...], sizes: tuple[int, ...]
+    leaves: list[jax.Array],
+    keep: Count,
+    groups: tuple[int, ...],
+    sizes: tuple[int, ...],
+    absolute: bool,
 ) -> list[jax.Array]:
     dtype = ordered.widest([x.dtype for x in leaves])
-    cut = replicates.in_turn(functools.partial(_cut, groups=groups, sizes=sizes))
+    cut = replicates.in_turn(
+        functools.partial(_cut, groups=groups, sizes=sizes, absolute=absolute)
+    )
     cuts, ends = cut(lax.stop_gradient(leaves), keep)
-    return ties.mark(leaves, cuts, dtype, ends)
+    return ties.mark(list(map(jnp.abs, leaves)) if absolute else leaves, cuts, dtype, ends)
 
 
-def _cut(leaves: list[Leaf], keep: Count, groups: tuple[int, ...], sizes: tuple[int, ...]) -> Cut:
+def _cut(
+    leaves: list[Leaf],
+    keep: Count,
+    groups: tuple[int, ...],
+    sizes: tuple[int, ...],
+    absolute: bool,
+) -> Cut:
+    if absolute:
+        leaves = [Leaf(x.shape, functools.partial(_magnitude, x)) for x in leaves]
     dtype = ordered.widest([jax.eval_shape(leaf.read).dtype for leaf in leaves])
     keep = counting.each(lambda n: _vary(n, leaves), keep)
     weigh = lambda counts: _by_group(counting.scale(counts, sizes), groups, len(keep.low))
@@ -170,6 +187,10 @@ def _hand_out(room: Count, ties: Count, groups: tuple[int, ...], sizes: tuple[in
 
     leaves = jnp.array(groups), ties, counting.scale(ties, sizes), counting.constants(sizes)
     return lax.scan(give, room, leaves)[1]
+
+
+def _magnitude(leaf: Leaf) -> jax.Array:
+    return jnp.abs(leaf.read())
 
 
 def _where(condition: jax.Array, a: Count, b: Count) -> Count:
