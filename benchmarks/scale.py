@@ -34,9 +34,14 @@ METHOD = flags.DEFINE_string('method', None, 'One way of choosing masks, in this
 UNITS, KEYS, HIDDEN, VOCABULARY = 2048, 512, 5632, 32_000
 
 METHODS = {
-    'global_top': lambda scores: jp.masks.global_top(scores, 0.1),
-    'n_of_m': lambda scores: jp.masks.leaf_top(scores, 0.5, pattern=jp.patterns.n_of_m(2, 4)),
-    'erdos_renyi': lambda scores: jp.masks.leaf_top(scores, jp.allocate.erdos_renyi(scores, 0.1)),
+    'global_top': lambda w: jp.masks.global_top(w, 0.1, absolute=True),
+    'n_of_m': lambda w: jp.masks.leaf_top(
+        jp.scores.magnitude(w), 0.5, pattern=jp.patterns.n_of_m(2, 4)
+    ),
+    'erdos_renyi': lambda w: jp.masks.leaf_top(
+        w, jp.allocate.erdos_renyi(w, 0.1), absolute=True
+    ),
+    'global_top, scores held': lambda w: jp.masks.global_top(jp.scores.magnitude(w), 0.1),
 }
 
 
@@ -73,7 +78,7 @@ def measure(method, layers):
     )
     jax.block_until_ready(params)
     made = resident('VmHWM') - before
-    select = jax.jit(lambda params: METHODS[method](jp.scores.magnitude(params)))
+    select = jax.jit(METHODS[method])
     compiled = select.lower(params).compile()
     Path('/proc/self/clear_refs').write_text('5')  # the peak so far is forgotten
     began = time.perf_counter()
