@@ -64,14 +64,35 @@ def test_masks_add_no_collective_to_a_step(inner, spec, mesh):
     assert dense and exchanged(compiled(jp.pruned(inner), mesh, spec)) == dense
 
 
-@pytest.mark.parametrize('rows', [256, 4096])
-def test_the_update_of_masks_moves_counts_alone(rows, mesh):
-    """The same few bytes for weights of any number."""
+@pytest.fixture(params=[256, 4096])
+def scores(request, mesh):
+    """Shapes of four leaves, split by rows."""
     sharding = NamedSharding(mesh, P('x'))
-    scores = {
-        f'layer_{n}': jax.ShapeDtypeStruct((rows, 64), jnp.float32, sharding=sharding)
-        for n in range(4)
-    }
-    select = jax.jit(lambda scores: jp.masks.global_top(scores, 0.3))
-    found = exchanged(select.lower(scores).compile().as_text())
-    assert set(found) == {'all-reduce'} and found['all-reduce'][1] < 1000
+    lies = jax.ShapeDtypeStruct((request.param, 64), jnp.float32, sharding=sharding)
+    return dict.fromkeys('abcd', lies)
+
+
+WAYS = {
+    'global_top': lambda scores: jp.masks.global_top(scores, 0.3),
+    'leaf_top': lambda scores: jp.masks.leaf_top(scores, 0.3),
+    'absolute': lambda scores: jp.masks.global_top(scores, 0.3, absolute=True),
+}
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_the_update_of_masks_moves_counts_alone(way, scores):
+    """The same few bytes for weights of any number, and no copy of them is held."""
+    program = jax.jit(WAYS[way]).lower(scores).compile()
+    found = exchanged(program.as_text())
+    # on a CPU each device gathers the others' counts; elsewhere they are all-reduced
+    assert set(found) <= {'all-reduce', 'all-gather'}
+    assert 0 < sum(size for _, size in found.values()) < 2500
+    assert program.memory_analysis().temp_size_in_bytes < 30_000
+
+
+def test_what_n_of_m_settles_moves_and_holds_nothing(scores):
+    pattern = jp.patterns.n_of_m(2, 4)
+    select = lambda w: jp.masks.leaf_top(jp.scores.magnitude(w), 0.5, pattern=pattern)
+    program = jax.jit(select).lower(scores).compile()
+    assert not exchanged(program.as_text())
+    assert program.memory_analysis().temp_size_in_bytes == 0

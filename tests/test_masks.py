@@ -38,6 +38,31 @@ def test_global_top_against_a_stable_sort(density, ties, dtype):
             np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize('ties', [False, True])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16], ids=['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'allow_empty': True, 'floor': 0.1},
+        {'pattern': jp.patterns.channels()},
+        {'rules': {'a': 0.5}},
+    ],
+    ids=['plain', 'floor', 'channels', 'rules'],
+)
+def test_absolute_values_rank_as_magnitudes(ties, dtype, options):
+    weights = scores_of(3, ties=ties, dtype=dtype)
+    magnitudes = jax.tree.map(jnp.abs, weights)
+    before = jp.masks.global_top(magnitudes, 0.6)
+    for masks in (None, before):
+        found = jp.masks.global_top(weights, 0.3, masks, absolute=True, **options)
+        expected = jp.masks.global_top(magnitudes, 0.3, masks, **options)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    if not options:
+        found = jp.masks.leaf_top(weights, 0.3, absolute=True)
+        jax.tree.map(np.testing.assert_array_equal, found, jp.masks.leaf_top(magnitudes, 0.3))
+
+
 @pytest.mark.parametrize('density', [0.1, 0.5, 1.0])
 def test_leaf_top_against_a_stable_sort(density):
     scores = scores_of(0, ties=True)

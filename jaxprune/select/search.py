@@ -91,9 +91,7 @@ def _top(
     absolute: bool,
 ) -> list[jax.Array]:
     dtype = ordered.widest([x.dtype for x in leaves])
-    cut = replicates.in_turn(
-        functools.partial(_cut, groups=groups, sizes=sizes, absolute=absolute)
-    )
+    cut = replicates.in_turn(functools.partial(_cut, groups=groups, sizes=sizes, absolute=absolute))
     cuts, ends = cut(lax.stop_gradient(leaves), keep)
     return ties.mark(list(map(jnp.abs, leaves)) if absolute else leaves, cuts, dtype, ends)
 
