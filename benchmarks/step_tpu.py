@@ -190,30 +190,44 @@ def masks_of(size, chips):
 
 
 def report(name, kind, lowered, memory):
-    """Compiles, prints a row, and returns what is compared: bytes moved, bytes temporary."""
+    """Compiles, prints a row, and returns bytes moved, bytes temporary, and what is exchanged."""
     began = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - began
     found, moved = program.memory_analysis(), program.cost_analysis()['bytes accessed']
     fresh = found.output_size_in_bytes - found.alias_size_in_bytes
     held = (found.argument_size_in_bytes + fresh + found.temp_size_in_bytes) / 1e9
+    exchange = exchanged(program.as_text())
     fits = f'{held:.3f} of {memory}' + ('' if held < memory else ', does not fit')
     print(
         f'| {name} | {kind} | {fits} | {found.temp_size_in_bytes / 1e9:.4f} | {moved / 1e9:.3f} '
-        f'| {exchanged(program.as_text())} | {seconds:.0f} |',
+        f'| {said(exchange)} | {seconds:.0f} |',
         flush=True,
     )
-    return moved, found.temp_size_in_bytes
+    return moved, found.temp_size_in_bytes, exchange
+
+
+def said(exchange):
+    """Numbers and megabytes of collectives in words."""
+    return ', '.join(f'{n} {kind}s, {size / 1e6:,.4g} MB' for kind, (n, size) in exchange.items())
 
 
 def compare(name, step, params, chip):
-    """Prints rows of the dense and the pruned step, and their ratios."""
+    """Prints rows of the dense and the pruned step, and their ratios; ends where they exchange
+    other things."""
     size = sum(s.size for s in jax.tree.leaves(params))
     name = f'{name}, {size / 1e9:,.3f} G weights'
     dense = report(name, 'dense', step(lambda tx: tx), MEMORY[chip])
     pruned = report(name, 'pruned', step(jp.pruned), MEMORY[chip])
-    moved, temporary = (a / b for a, b in zip(pruned, dense, strict=True))
-    print(f'| {name} | pruned / dense | | {temporary:.4f} × | {moved:.4f} × | | |', flush=True)
+    moved, temporary = (a / b for a, b in zip(pruned[:2], dense[:2], strict=True))
+    same = pruned[2] == dense[2]
+    print(
+        f'| {name} | pruned / dense | | {temporary:.4f} × | {moved:.4f} × '
+        f'| {"the same" if same else "OTHERS"} | |',
+        flush=True,
+    )
+    if not same:
+        sys.exit(f'{name}: masks change what chips exchange')
 
 
 def main():
