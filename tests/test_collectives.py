@@ -4,13 +4,16 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
+from benchmarks import step_tpu
 from benchmarks.collectives import exchanged
+from train import models
 
 WIDTHS = (32, 256, 256, 16)
 
@@ -96,3 +99,29 @@ def test_what_n_of_m_settles_moves_and_holds_nothing(scores):
     program = jax.jit(select).lower(scores).compile()
     assert not exchanged(program.as_text())
     assert program.memory_analysis().temp_size_in_bytes == 0
+
+
+@pytest.mark.promotes
+def test_the_decoder_that_is_compiled_for_tpus_is_that_of_the_trainer():
+    """Its layers are scanned: the same weights, stacked, compute the same."""
+    fields = {'num_classes': 11, 'layers': 2, 'heads': 4, 'groups': 2, 'head_units': 8, 'units': 32}
+    tokens = jnp.arange(6)[None]
+    model, scanned = models.Decoder(**fields), step_tpu.Scanned(**fields)
+    params = model.init(jax.random.key(0), tokens, train=False)['params']
+    stack = lambda kind, n, many: jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(params[f'{kind}_{n + k * many}'] for k in (0, 1))
+    )
+    layers = {f'DenseGeneral_{n}': stack('DenseGeneral', n, 4) for n in range(4)}
+    layers |= {f'Dense_{n}': stack('Dense', n, 3) for n in range(3)}
+    layers |= {f'RMSNorm_{n}': stack('RMSNorm', n, 2) for n in range(2)}
+    given = {name: params[name] for name in ('Embed_0',)}
+    given |= {'Dense_0': params['Dense_6'], 'RMSNorm_0': params['RMSNorm_4']}
+    shapes = jax.eval_shape(lambda: scanned.init(jax.random.key(0), tokens, train=False))['params']
+    [name] = shapes.keys() - given.keys()
+    given[name] = layers
+    assert jax.tree.map(jnp.shape, given) == jax.tree.map(jnp.shape, shapes)
+    np.testing.assert_allclose(
+        scanned.apply({'params': given}, tokens, train=False),
+        model.apply({'params': params}, tokens, train=False),
+        atol=1e-5,
+    )

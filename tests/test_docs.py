@@ -20,9 +20,15 @@ pytestmark = pytest.mark.promotes  # optax does, and x @ kernel + bias
 
 DOCS = Path(__file__).parents[1] / 'docs'
 PAGES = sorted(DOCS.glob('*.md'))
-OWN, JAXPRUNER, CHOICE, SMALLER = (
+OWN, JAXPRUNER, CHOICE, SMALLER, SCALE = (
     (DOCS / f'{name}.md').read_text()
-    for name in ('add_your_own_score', 'coming_from_jaxpruner', 'choose_a_score', 'structured')
+    for name in (
+        'add_your_own_score',
+        'coming_from_jaxpruner',
+        'choose_a_score',
+        'structured',
+        'scale',
+    )
 )
 
 
@@ -243,6 +249,14 @@ def test_the_examples_of_removal_run(capsys):
     assert count(pruned['small']) < count(given['variables'])
     wanted = given['evaluate'](pruned['pruned'], given['x'])
     np.testing.assert_allclose(pruned['smaller'](pruned['small'], given['x']), wanted, atol=1e-5)
+
+
+def test_magnitudes_that_are_not_held_rank_as_those_that_are():
+    params = {'kernel': jax.random.normal(jax.random.key(0), (30, 20)), 'bias': jnp.ones(20)}
+    masks = run(SCALE, 'absolute', jp=jp, params=params)['masks']
+    expected = jp.masks.global_top(jp.scores.magnitude(params), 0.1)
+    assert masks['bias'] is None
+    np.testing.assert_array_equal(masks['kernel'], expected['kernel'])
 
 
 def shape_of(tables):
