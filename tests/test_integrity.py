@@ -1,12 +1,13 @@
 """Damaged checkpoints are found, told, and not used."""
 
 import shutil
+import time
 
 import pytest
 from test_loop import tiny
 
 from train import loop, report
-from train.errors import BadInput, Interrupted
+from train.errors import BadInput, Broken, Interrupted
 
 pytestmark = pytest.mark.promotes  # optax and flax do
 
@@ -92,3 +93,16 @@ def test_none_is_whole(stopped, tmp_path):
     with pytest.raises(BadInput, match=r'no checkpoint of .* is whole: .*nothing was touched'):
         loop.run(config(stopped), workdir)
     assert all(largest(path).exists() for path in checkpoints)
+
+
+def test_a_workdir_that_disappears(tmp_path):
+    workdir, dispatches = tmp_path / 'run', iter(range(100))
+
+    def vanish():
+        if next(dispatches) == 3:
+            time.sleep(1)  # until what is being saved is
+            shutil.rmtree(workdir)
+
+    with pytest.raises(Broken, match='checkpoints has disappeared, with all that was saved'):
+        loop.run(config(tmp_path), workdir, vanish)
+    assert not workdir.exists()

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -154,6 +155,26 @@ def test_asked_to_stop(left_alone, prepared, tmp_path, number):
     assert resumed.returncode == 0
     assert 'resuming' in resumed.stdout
     assert kept_bytes(workdir) == left_alone
+
+
+@pytest.mark.slow
+def test_a_device_out_of_memory_ends_with_a_message(prepared, tmp_path):
+    """Networks of 100 GB, where the process may have 16."""
+    limit = 16 * 10**9
+    given = ['--config.replicates=200000', f'--config.data.directory={prepared}']
+    command = [sys.executable, '-m', 'train.main', '--config=configs/digits.py', *given]
+    found = subprocess.run(
+        [*command, f'--workdir={tmp_path / "run"}'],
+        cwd=ROOT,
+        env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 4, found.stderr
+    assert 'Broken: a device is out of memory' in found.stderr
+    assert 'Lower config.train.batch_size or config.replicates' in found.stderr
 
 
 @pytest.mark.parametrize(

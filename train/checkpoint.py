@@ -65,8 +65,10 @@ def save(
       layers: rows of the segment that ends at this step.
 
     Raises:
-      Broken: it, or the one before, cannot be written.
+      Broken: it, or the one before, cannot be written; the folder has gone.
     """
+    if not Path(store.directory).is_dir():
+        raise Broken(f'{store.directory} has disappeared, with all that was saved there')
     progress = {'rows': list(rows), 'layers': list(layers)}
     args = ocp.args.Composite(
         state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)

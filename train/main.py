@@ -13,6 +13,10 @@ from train import interrupt
 from train.errors import BadInput, Broken, RunError
 
 _KEPT = 'The last good checkpoint stays: the same command goes on from there'
+_LESS = (
+    'Lower config.train.batch_size or config.replicates, or split the weights over devices by '
+    'config.mesh.fsdp. The last good checkpoint stays'
+)
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.', lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for checkpoints and results.', required=True
@@ -51,7 +55,11 @@ def run(interrupted: Callable[[], int | None]) -> None:
     try:
         loop.run(_CONFIG.value, Path(_WORKDIR.value), interrupted)
     except jax.errors.JaxRuntimeError as error:
-        raise Broken(f'a device or another process failed: {error}. {_KEPT}') from error
+        full = 'out of memory' in str(error).lower() or 'RESOURCE_EXHAUSTED' in str(error)
+        raise Broken(
+            f'a device {"is out of memory" if full else "or another process failed"}: {error}. '
+            f'{_LESS if full else _KEPT}'
+        ) from error
     except OSError as error:
         raise Broken(f'a file cannot be written or read: {error}. {_KEPT}') from error
 

@@ -120,7 +120,7 @@ def write_layers(workdir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def append_timing(workdir: Path, segment: Segment, seconds: float) -> None:
     """Adds a line to `timings.csv`, the one table that depends on the clock."""
-    if not processes.writes():
+    if not processes.writes() or not workdir.is_dir():  # it has gone: another error says so
         return
     path = workdir / 'timings.csv'
     header = '' if path.exists() else 'technique,level,seconds\n'
