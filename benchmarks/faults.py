@@ -101,31 +101,39 @@ def doing(workdir):
     return 'training, pruning, measuring'
 
 
-def campaign(folder, kills, draw, alone, seconds, **options):
+def campaign(folder, kills, draw, alone, moments, **options):
     """Kills runs until there were as many kills, and finishes and compares each.
+
+    Args:
+      folder: for them.
+      kills: their number.
+      draw: of what is left to chance.
+      alone: the run that was left alone.
+      moments: seconds from the start, the first and the last at which a run is killed.
+      **options: of `start`.
 
     Returns:
       What runs were doing when they were killed, and how many of the finished runs were the same.
     """
-    moments, ended = [], []
-    while len(moments) < kills:
+    killed, ended = [], []
+    while len(killed) < kills:
         workdir = folder / f'run_{len(ended)}'
         data = folder / f'data_{len(ended)}'  # prepared anew
-        for _ in range(min(draw.randint(1, 6), kills - len(moments))):
+        for _ in range(min(draw.randint(1, 6), kills - len(killed))):
             processes = start(workdir, data, **options)
-            time.sleep(draw.uniform(0, seconds))
+            time.sleep(draw.uniform(*moments))
             if all(process.poll() is None for process in processes):
-                moments.append(doing(workdir))
+                killed.append(doing(workdir))
             victims = processes if draw.random() < 0.5 else [draw.choice(processes)]
             for process in victims:
                 process.send_signal(signal.SIGKILL)
             wait(processes)
         finish(workdir, data, **options)
         ended.append(same(workdir, alone))
-        print(f'{len(moments)} of {kills} kills', file=sys.stderr, flush=True)
+        print(f'{len(killed)} of {kills} kills', file=sys.stderr, flush=True)
         shutil.rmtree(workdir)
         shutil.rmtree(data)
-    return moments, ended
+    return killed, ended
 
 
 def truncate(path):
@@ -242,10 +250,12 @@ def main(argv):
         began = time.monotonic()
         finish(folder / 'pair_again', data, **pair)
         together = time.monotonic() - began
-        found = campaign(folder, PAIR_KILLS.value, draw, folder / 'pair', together, **pair)
+        # from when they have found each other: before, the one that is left waits for 5 minutes
+        moments = 0.4 * together, together
+        found = campaign(folder, PAIR_KILLS.value, draw, folder / 'pair', moments, **pair)
         rows('two processes', *found)
         outcomes += found[1]
-        found = campaign(folder, KILLS.value, draw, alone, seconds, cache=cache)
+        found = campaign(folder, KILLS.value, draw, alone, (0, seconds), cache=cache)
         rows('one process', *found)
         outcomes += found[1]
     sys.exit(not all(outcomes))

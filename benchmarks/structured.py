@@ -172,7 +172,12 @@ def finding():
 
 
 def halves(groups):
-    return {group.name: np.arange(group.size) < -(-group.size // 2) for group in groups.groups}
+    return first(groups, 0.5)
+
+
+def first(groups, share):
+    """Keeps the first units of each group."""
+    return {g.name: np.arange(g.size) < np.ceil(share * g.size) for g in groups.groups}
 
 
 def removing():
@@ -183,14 +188,14 @@ def removing():
     print(f'\nResNet-50, half of all units removed: {took:.2f} s\n')
 
 
-def trained(name, shape, batch):
-    """Steps of a network: whole, half as wide by the program, half as wide by the module."""
-    model = models.build(name, num_classes=10)
+def trained(name, shape, batch, *, width=1.0, share=0.5):
+    """Steps of a network: whole, narrower by the program, narrower by the module."""
+    model = models.build(name, num_classes=10, width=width)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(batch, *shape)), jnp.float32)
     labels = jnp.arange(batch) % 10
     variables = jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))(x)
     groups = structured.groups(lambda v, x: model.apply(v, x, train=False), variables, x)
-    keep = halves(groups)
+    keep = first(groups, share)
     small = structured.narrow(variables, groups, keep)
     moving = [branch for branch in variables if branch != 'params']
     apply = lambda v, x: model.apply(v, x, train=True, mutable=moving)
@@ -198,8 +203,8 @@ def trained(name, shape, batch):
     native = lambda v, x: resized(v, x, train=True, mutable=moving)
     steps = {
         'whole': (apply, variables),
-        'half as wide, the program': (structured.rewritten(apply, groups, keep), small),
-        'half as wide, the module': (native, small),
+        'narrower, the program': (structured.rewritten(apply, groups, keep), small),
+        'narrower, the module': (native, small),
     }
     whole, half = (
         jp.cost.total(jp.cost.layers(fn, own, x)).macs for fn, own in list(steps.values())[:2]
@@ -231,7 +236,7 @@ def stepping():
         print(f'{name}, training step, batch {batch}: {ratio:.3f} of the MACs')
         measured = timing.interleave(steps, 21)
         print(timing.table(measured, 'whole'))
-        print(timing.table(measured, 'half as wide, the module').splitlines()[3], '\n')
+        print(timing.table(measured, 'narrower, the module').splitlines()[3], '\n')
 
 
 def latency():
@@ -285,6 +290,26 @@ def rounds():
     print(f'{took[0]:.1f} s, then {took[1]:.1f} s: {took[1] / took[0]:.2f} x')
 
 
+def steps_at_half():
+    """Training steps at half of the MACs against those of the whole network."""
+    rows = []
+    for name, size, width in (
+        ('convnet', 32, 1.0),
+        ('convnet', 32, 4.0),
+        ('resnet20', 32, 1.0),
+        ('resnet20', 32, 4.0),
+    ):
+        steps, ratio = trained(name, (size, size, 3), 32, width=width, share=0.5**0.5)
+        del steps['narrower, the module']
+        measured = timing.interleave(steps, 11)
+        pairs = zip(measured['narrower, the program'], measured['whole'], strict=True)
+        share = statistics.median(a / b for a, b in pairs)
+        label = f'{name}, {width:g} times as wide' if width != 1 else name
+        ms = [f'{1e3 * statistics.median(times):.1f}' for times in measured.values()]
+        rows.append([label, f'{size}²', f'{ratio:.3f}', *ms, f'{share:.3f}'])
+    print_table('network | pixels | MACs left | whole, ms | narrower, ms | time left', rows)
+
+
 def print_table(header, rows):
     names = header.split(' | ')
     print(timing.hardware(), '\n')
@@ -304,6 +329,7 @@ def main():
             latency()
         elif command == 'rounds':
             rounds()
+            steps_at_half()
         else:
             raise SystemExit(f'no command is named {command!r}: see the top of this file')
 
