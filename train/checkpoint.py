@@ -70,11 +70,9 @@ def save(
     if not Path(store.directory).is_dir():
         raise Broken(f'{store.directory} has disappeared, with all that was saved there')
     progress = {'rows': list(rows), 'layers': list(layers)}
-    args = ocp.args.Composite(
-        state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
-    )
-    with _told(store):
-        store.save(step, args=args)
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state))
+    with _told(store):  # an item of its own for the progress would be saved by threads of its own
+        store.save(step, args=args, custom_metadata=progress)
 
 
 def finish(store: ocp.CheckpointManager) -> None:
@@ -140,8 +138,7 @@ def restore_layers(store: ocp.CheckpointManager, step: int) -> list[dict[str, An
 
 
 def _progress(store: ocp.CheckpointManager, step: int) -> Any:
-    args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-    return store.restore(step, args=args).progress
+    return store.metadata(step).custom_metadata
 
 
 @contextlib.contextmanager
