@@ -22,6 +22,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 import jax
 import pytest
 
+from jaxprune import counting
+
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request):
@@ -31,3 +33,12 @@ def strict_promotion(request):
         return
     with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
         yield
+
+
+@pytest.fixture
+def counts_as_accelerators(monkeypatch):
+    """Programs compiled for CPU count as those for several TPUs and GPUs do, by sums."""
+    monkeypatch.setattr(counting, '_tally_together', counting._tally_apart)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()

@@ -117,6 +117,9 @@ CHOICES = {
     'rules and floor': lambda params: masks.global_top(
         scores.magnitude(params), 0.3, rules={'tied': 0.5}, floor=0.1, progress=0.75
     ),
+    'absolute values': lambda params: masks.global_top(
+        jp.tree.map_prunable(lambda _, w: w, params), 0.3, absolute=True
+    ),
     'leaf_top': lambda params: masks.leaf_top(scores.magnitude(params), {'*': 0.3, 'tied': 0.1}),
     'n_of_m': lambda params: masks.n_of_m(scores.magnitude(params), 2, 4),
     'iterated': lambda params: masks.iterated(scores.magnitude, params, 0.2, rounds=3),

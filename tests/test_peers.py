@@ -162,11 +162,23 @@ def test_the_count_is_not_off_by_one():
     np.testing.assert_array_equal(kept, [False, True, True, False, True])
 
 
-def test_a_sharded_selection_gathers_and_sorts_nothing():
+def sharded_selection():
     mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
     weights = jax.device_put(jnp.ones((64, 32)), NamedSharding(mesh, P('x')))
     select = jax.jit(functools.partial(masks.global_top, density=0.1))
-    program = select.lower([weights] * 3).compile().as_text()
+    return select.lower([weights] * 3).compile().as_text()
+
+
+@pytest.mark.usefixtures('counts_as_accelerators')
+def test_a_sharded_selection_gathers_and_sorts_nothing():
+    program = sharded_selection()
+    assert 'all-reduce' in program
+    assert 'all-gather' not in program
+    assert ' sort(' not in program
+
+
+def test_a_sharded_selection_on_cpu_gathers_counts_alone_and_sorts_nothing():
+    program = sharded_selection()
     gathered = re.findall(r'= (\S+) all-gather\(', program)
     assert gathered
     assert all(shape.startswith('u32[8,1]') for shape in gathered)  # a count from each device

@@ -343,29 +343,55 @@ SPECS = [
 ]
 
 
+def three_leaves(ties=False):
+    """Leaves that eight devices share, and a mesh of these."""
+    rng = np.random.default_rng(0)
+    draw = lambda shape: jnp.asarray(rng.standard_normal(shape).astype(np.float32))
+    leaves = [draw(shape) for shape in [(16, 32), (64, 8), (8, 8)]]
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('x', 'y'))
+    return [jnp.round(x) if ties else x for x in leaves], mesh
+
+
+def program_of(leaves, mesh, spec, groups):
+    keeps = [counting.from_int(9)] * (max(groups) + 1)
+    run = jax.jit(functools.partial(select.top, groups=groups))
+    sharded = jax.device_put(leaves, NamedSharding(mesh, spec))
+    return run.lower(sharded, keeps).compile().as_text()
+
+
 @pytest.mark.parametrize('spec', [SPECS[0], *map(rest, SPECS[1:])], ids=str)
 @pytest.mark.parametrize('groups', [(0, 0, 0), (0, 1, 2)])
 def test_sharded_equals_single_device_and_moves_counts_only(spec, groups):
-    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('x', 'y'))
-    rng = np.random.default_rng(0)
-    shapes = [(16, 32), (64, 8), (8, 8)]
     for ties in (False, True):
-        leaves = [jnp.asarray(rng.standard_normal(s).astype(np.float32)) for s in shapes]
-        leaves = [jnp.round(x) if ties else x for x in leaves]
+        leaves, mesh = three_leaves(ties)
         keeps = [counting.from_int(n) for n in ((333,) if max(groups) == 0 else (111, 500, 7))]
         alone = select.top(leaves, keeps, groups)
         sharding = NamedSharding(mesh, spec)
-        sharded = jax.device_put(leaves, sharding)
-        masks = select.top(sharded, keeps, groups)
+        masks = select.top(jax.device_put(leaves, sharding), keeps, groups)
         for a, b in zip(alone, masks, strict=True):
             assert b.sharding.is_equivalent_to(sharding, 2)
             np.testing.assert_array_equal(a, b)
-    run = jax.jit(functools.partial(select.top, groups=groups))
-    text = run.lower(sharded, keeps).compile().as_text()
+    text = program_of(leaves, mesh, spec, groups)
     assert not re.search(r'all-to-all|collective-permute', text)
     moved = re.findall(r'= (.*) (?:all-reduce|all-gather)(?:-start)?\(', text)
     assert (len(moved) > 0) == (spec != PartitionSpec())
     assert all(entries(shape) <= 8 for shape in moved)  # a count from each device
+
+
+@pytest.mark.usefixtures('counts_as_accelerators')
+@pytest.mark.parametrize('spec', [SPECS[0], *map(rest, SPECS[1:])], ids=str)
+@pytest.mark.parametrize('groups', [(0, 0, 0), rest((0, 1, 2))], ids=str)
+def test_accelerators_all_reduce_counts_and_gather_nothing(spec, groups):
+    leaves, mesh = three_leaves()
+    text = program_of(leaves, mesh, spec, groups)
+    assert not re.search(r'all-gather|all-to-all|collective-permute', text)
+    moved = re.findall(r'= (.*) all-reduce(?:-start)?\(', text)
+    assert (len(moved) > 0) == (spec != PartitionSpec())
+    assert all(entries(shape) <= 3 * 7 * len(leaves) for shape in moved)
+    keeps = [333] if max(groups) == 0 else [111, 500, 7]
+    for ties in (False, True):
+        leaves, _ = three_leaves(ties)
+        check(jax.device_put(leaves, NamedSharding(mesh, spec)), keeps, groups)
 
 
 def entries(shape):
