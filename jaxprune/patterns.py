@@ -4,6 +4,7 @@ A pattern turns the scores of a leaf into units. Units are chosen as single weig
 score and any allocation, and the choice is spread over the weights.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
@@ -155,7 +156,7 @@ def n_of_m(n: int, m: int, *, axis: int = -2) -> Pattern:
             )
         split = (*whole[:here], whole[here] // m, m, *whole[here + 1 :])
         grouped = scores.reshape(split)
-        stays = _rank(grouped, here + 1) < n
+        stays = _highest(grouped, n, here + 1)
         lowest = pool(jnp.where(stays, jnp.full_like(grouped, -jnp.inf), grouped), (here + 1,))
 
         def spread(chosen: jax.Array) -> jax.Array:
@@ -166,14 +167,19 @@ def n_of_m(n: int, m: int, *, axis: int = -2) -> Pattern:
     return pattern
 
 
-def _rank(scores: jax.Array, axis: int) -> jax.Array:
-    """The place of each score along a short axis, highest first; equal ones in order."""
-    index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis)
-    rank = jnp.zeros_like(index)
-    for j in range(scores.shape[axis]):
-        other = jax.lax.slice_in_dim(scores, j, j + 1, axis=axis)
-        rank += ((other > scores) | ((other == scores) & (index > j))).astype(jnp.int32)
-    return rank
+def _highest(grouped: jax.Array, n: int, axis: int) -> jax.Array:
+    """Marks the n highest along a short axis; of equal ones the first.
+
+    Each place along the axis is an array of its own: XLA for TPU pads an axis of four to eight.
+    """
+    places = [jax.lax.index_in_dim(grouped, i, axis, False) for i in range(grouped.shape[axis])]
+
+    def stays(i: int) -> jax.Array:
+        before, after = places[:i], places[i + 1 :]
+        wins = [other >= places[i] for other in before] + [other > places[i] for other in after]
+        return functools.reduce(jnp.add, [win.astype(jnp.int32) for win in wins]) < n
+
+    return jnp.stack([stays(i) for i in range(len(places))], axis)
 
 
 def _reducer(reduce: Reduce) -> Callable[[jax.Array, tuple[int, ...]], jax.Array]:
