@@ -3,7 +3,7 @@
     pip install 'jax[tpu]'
     python -m benchmarks.step_tpu                       # all, most of an hour on two cores
     python -m benchmarks.step_tpu resnet50              # batch 256, bfloat16, eight v5e chips
-    python -m benchmarks.step_tpu 1B_v5e 8B_v5p masks_8B_v5p
+    python -m benchmarks.step_tpu 1B_v5e 8B_v5p_tensor masks_8B_v5p
 
 The decoders' weights, moments and masks are split over all chips, each batch too; the layers are
 scanned and computed anew for their gradients. For each program: what a chip reads and writes, what
@@ -30,7 +30,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 from benchmarks.collectives import exchanged
-from train import models
+from train import layout, models
 
 MEMORY = {'v5e': 16, 'v5p': 95}
 """GB of a chip."""
@@ -41,11 +41,12 @@ DECODERS = {
     '70B': {'layers': 80, 'units': 8192, 'heads': 64, 'groups': 8, 'hidden': 28672},
 }
 VOCABULARY = {'1B': 32_000, '8B': 128_256, '70B': 128_256}
-CASES = {  # decoder, chips, batch and tokens of an example
-    '1B_v5e': ('1B', 'v5e_8', (8, 2048)),
-    '8B_v5e': ('8B', 'v5e', (256, 4096)),
-    '8B_v5p': ('8B', 'v5p', (256, 4096)),
-    '70B_v5p': ('70B', 'v5p', (256, 4096)),
+CASES = {  # decoder, chips, those that share an example, batch and tokens of an example
+    '1B_v5e': ('1B', 'v5e_8', 1, (8, 2048)),
+    '8B_v5e': ('8B', 'v5e', 1, (256, 4096)),
+    '8B_v5p': ('8B', 'v5p', 1, (256, 4096)),
+    '8B_v5p_tensor': ('8B', 'v5p', 8, (256, 4096)),
+    '70B_v5p': ('70B', 'v5p', 1, (256, 4096)),
 }
 
 
@@ -96,23 +97,28 @@ def decoder(size, where=None):
     return model.clone(where=where), params
 
 
-def mesh_of(chips):
-    """All chips of a topology, in one axis."""
+def mesh_of(chips, tensor=1):
+    """All chips of a topology; along the second axis they share examples."""
     found = topologies.get_topology_desc(platform='tpu', topology_name=TOPOLOGIES[chips])
-    return Mesh(np.array(found.devices), ('x',))
+    return Mesh(np.array(found.devices).reshape(-1, tensor), (layout.FSDP, layout.TENSOR))
 
 
-def split(mesh, shape):
-    """Splits weights over all chips along the longest axis but the last, which tiles are wide in.
+def split(mesh, layers, shape):
+    """Splits weights over all chips: those of all layers, stacked along a first axis, alike.
 
-    The first axis of stacked layers, which a scan walks along, stays whole.
+    Where chips share no example, along the longest axis but the last, which tiles are wide in;
+    else as the trainer does.
     """
+    stacked = shape[:1] == (layers,)
+    own = shape[1:] if stacked else shape
+    if mesh.shape[layout.TENSOR] > 1:
+        return NamedSharding(mesh, P(*[None] * stacked, *layout.spec(own, mesh)))
     fits = [axis for axis in range(max(0, len(shape) - 3), len(shape) - 1)]
     fits = [axis for axis in fits if shape[axis] % mesh.size == 0]
     if not fits:
         fits = [axis for axis in range(len(shape)) if shape[axis] % mesh.size == 0]
     axis = max(fits, key=lambda axis: shape[axis], default=None)
-    return NamedSharding(mesh, P() if axis is None else P(*[None] * axis, 'x'))
+    return NamedSharding(mesh, P() if axis is None else P(*[None] * axis, layout.FSDP))
 
 
 def placed(tree, where):
@@ -142,7 +148,7 @@ def cross_entropy(logits, labels):
 def resnet50():
     """Makes the lowered step of an optimizer: ResNet-50, data-parallel over eight chips."""
     mesh = mesh_of('v5e_8')
-    batch, whole = NamedSharding(mesh, P('x')), NamedSharding(mesh, P())
+    batch, whole = NamedSharding(mesh, P(layout.FSDP)), NamedSharding(mesh, P())
     model = models.build('resnet50', num_classes=1000, dtype=jnp.bfloat16)
     x = jax.ShapeDtypeStruct((256, 224, 224, 3), jnp.float32, sharding=batch)
     y = jax.ShapeDtypeStruct((256,), jnp.int32, sharding=batch)
@@ -158,25 +164,25 @@ def resnet50():
     return step, params, 'v5e'
 
 
-def decoder_step(size, chips, tokens):
+def decoder_step(size, chips, tensor, tokens):
     """The same, of a decoder whose weights, moments and masks lie over all chips."""
-    mesh = mesh_of(chips)
-    batch = NamedSharding(mesh, P('x'))
+    mesh = mesh_of(chips, tensor)
+    batch = NamedSharding(mesh, P(layout.FSDP))
     model, params = decoder(size, batch)
     x = jax.ShapeDtypeStruct(tokens, jnp.int32, sharding=batch)
 
     def loss(params, rest, x, y):
         return cross_entropy(model.apply({'params': params}, x, train=True), y), rest
 
-    where = functools.partial(split, mesh)
+    where = functools.partial(split, mesh, model.layers)
     step = lambda wrap: lower(loss, wrap(optax.adamw(1e-4)), (params, {}), (x, x), where)
     return step, params, chips.split('_')[0]
 
 
-def masks_of(size, chips):
+def masks_of(size, chips, tensor):
     """The lowered selections of masks for a decoder's weights."""
-    _, params = decoder(size)
-    params = placed(params, functools.partial(split, mesh_of(chips)))
+    model, params = decoder(size)
+    params = placed(params, functools.partial(split, mesh_of(chips, tensor), model.layers))
     weights = lambda params: jp.tree.map_prunable(lambda _, w: w, params)
     n_of_m = jp.patterns.n_of_m(2, 4, axis=-2)
     ways = {
@@ -247,8 +253,8 @@ def main():
         elif name in CASES:
             compare(name, *decoder_step(*CASES[name]))
         else:
-            size, chips, _ = CASES[name.removeprefix('masks_')]
-            for kind, lowered in masks_of(size, chips)[0].items():
+            size, chips, tensor, _ = CASES[name.removeprefix('masks_')]
+            for kind, lowered in masks_of(size, chips, tensor)[0].items():
                 report(name, kind, lowered, MEMORY[chips.split('_')[0]])
 
 
