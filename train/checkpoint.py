@@ -138,7 +138,13 @@ def restore_layers(store: ocp.CheckpointManager, step: int) -> list[dict[str, An
 
 
 def _progress(store: ocp.CheckpointManager, step: int) -> Any:
-    return store.metadata(step).custom_metadata
+    found = store.metadata(step).custom_metadata
+    if not found or 'rows' not in found:
+        raise BadInput(
+            f'checkpoint {step} of {store.directory} was written by another version: choose '
+            'another workdir; nothing was touched'
+        )
+    return found
 
 
 @contextlib.contextmanager
