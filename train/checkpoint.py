@@ -40,7 +40,8 @@ def open_store(directory: Path, keep: Iterable[int]) -> Iterator[ocp.CheckpointM
             [policies.LatestN(_LATEST), policies.CustomSteps(sorted(keep))]
         ),
     )
-    store = ocp.CheckpointManager(directory, options=options)
+    handlers = {'state': ocp.StandardCheckpointHandler()}  # to read metadata without warnings
+    store = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
     try:
         yield store
     finally:

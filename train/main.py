@@ -95,6 +95,9 @@ def parse(argv: Sequence[str]) -> list[str]:
         if text[:1] in ('"', "'") and text[:1] == text[-1:]:
             text = ast.literal_eval(text)  # of a KeyError
         fail(BadInput(text))
+    of_several = (_COORDINATOR, _PROCESSES, _PROCESS)
+    if not _DISTRIBUTED.value and any(flag.value is not None for flag in of_several):
+        fail(BadInput('--coordinator, --processes and --process need --distributed'))
     if left[1:]:
         fail(BadInput(f'unexpected arguments: {" ".join(left[1:])}'))
     return left
