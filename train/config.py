@@ -113,7 +113,8 @@ def _check_mesh(config: ml_collections.ConfigDict, devices: int) -> None:
     shares = devices // c.tensor
     apart = parts == 1 and config.replicates % devices == 0
     if not apart and config.train.batch_size % shares:
-        expected = f'a multiple of {shares} devices, unless replicates is one'
+        alone = ', unless replicates is a multiple of all devices' if parts == 1 else ''
+        expected = f'a multiple of {shares} devices{alone}'
         raise _bad('train.batch_size', config.train.batch_size, expected)
 
 

@@ -86,8 +86,8 @@ def levels(study: Study) -> Section:
     model = study.about['model']
     text = (
         f'The dense network has {model["parameters"]:,} parameters, {model["prunable"]:,} of them '
-        'prunable. Density is kept / prunable, compression all / kept parameters; kMACs are '
-        'thousands of multiply-accumulates with kept weights, an example. Accuracies are means '
+        'prunable. Density is the share of these that is kept, compression all / kept parameters; '
+        'kMACs are thousands of multiply-accumulates with kept weights, an example. Accuracies are means '
         '± sample standard deviations in %; delta is the mean difference to the dense network of '
         'the same replicate in points, with its paired bootstrap interval.'
     )
