@@ -88,8 +88,8 @@ def levels(study: Study) -> Section:
         f'The dense network has {model["parameters"]:,} parameters, {model["prunable"]:,} of them '
         'prunable. Density is the share of these that is kept, compression all / kept parameters; '
         'kMACs are thousands of multiply-accumulates with kept weights, an example. Accuracies are '
-        'means ± sample standard deviations in %; delta is the mean difference to the dense network of '
-        'the same replicate in points, with its paired bootstrap interval.'
+        'means ± sample standard deviations in %; delta is the mean difference to the dense '
+        'network of the same replicate in points, with its paired bootstrap interval.'
     )
     tables = [_levels(study, technique) for technique in study.techniques]
     return Section('Level by level', [Text(text), *tables])
