@@ -130,6 +130,20 @@ def test_a_stopped_run_ends_with_the_same_bytes(prepared, tmp_path):  # noqa: F8
         ).read_bytes()
 
 
+@pytest.mark.slow
+def test_beside_the_small_dense_network(prepared, tmp_path):  # noqa: F811
+    """Which is built narrower, and has no units to remove."""
+    run = fields(tiny, prepared, retrain__techniques=('lr_rewind', 'small_dense'))
+    loop.run(run, tmp_path / 'run')
+    for technique in ('lr_rewind', 'small_dense'):
+        variables, _, about = results.read_model(
+            tmp_path / 'run' / 'models' / 'replicate_0' / f'{technique}.safetensors'
+        )
+        count = sum(leaf.size for _, leaf in jp.tree.present(variables['params']))
+        assert about['kept'] == count
+        assert bool(about['removed']) == (technique == 'lr_rewind')
+
+
 @pytest.mark.exhaustive
 def test_multiples_and_floors(prepared, tmp_path):  # noqa: F811
     config = fields(

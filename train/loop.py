@@ -333,7 +333,7 @@ def write_artifacts(run: Run, rows: Sequence[dict[str, Any]]) -> None:
                 == (r, segment.technique, segment.level)
             )
             path = run.workdir / 'models' / f'replicate_{r}' / f'{segment.technique}.safetensors'
-            point, removed = run.networks.shrunk(replicate(points, r))
+            point, removed = run.networks.shrunk(segment, replicate(points, r))
             about = {**run.networks.about(segment), 'removed': removed, **row}
             results.write_model(path, layout.gathered(point), about)
     if processes.writes():

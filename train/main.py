@@ -1,6 +1,7 @@
 """Trains, prunes and retrains: python -m train.main --config=FILE --workdir=DIR."""
 
 import ast
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -92,8 +93,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         _ = _CONFIG.value.seed  # which raises where its file could not be read
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         text = str(error)
-        if text[:1] in ('"', "'") and text[:1] == text[-1:]:
-            text = ast.literal_eval(text)  # of a KeyError
+        with contextlib.suppress(SyntaxError, ValueError):
+            text = str(ast.literal_eval(text))  # that of a KeyError is quoted
         fail(BadInput(text))
     of_several = (_COORDINATOR, _PROCESSES, _PROCESS)
     if not _DISTRIBUTED.value and any(flag.value is not None for flag in of_several):

@@ -47,33 +47,34 @@ class Networks(NamedTuple):
 
     def at(self, segment: Segment, points: jp.Point) -> Trainer:
         """Returns what trains and measures the network of a segment, at the size of its masks."""
-        if self.groups is not None and segment.technique != 'small_dense':
-            found = units.smaller(self.groups, jax.tree.map(lambda x: x[0], points))
-            if found is not None:
-                return self.smaller(found)
-        return self.of(segment)
+        found = self.left(segment, jax.tree.map(lambda x: x[0], points))
+        return self.of(segment) if found is None else self.smaller(found)
 
-    def shrunk(self, point: jp.Point) -> tuple[jp.Point, dict[str, list[int]]]:
+    def left(self, segment: Segment, point: jp.Point) -> units.Smaller | None:
+        """Finds what is left of one network whose units are gone; `None` where it is whole."""
+        if self.groups is None or segment.technique == 'small_dense':
+            return None
+        return units.smaller(self.groups, point)
+
+    def shrunk(self, segment: Segment, point: jp.Point) -> tuple[jp.Point, dict[str, list[int]]]:
         """Takes the units that are gone out of one network, and lists them by group."""
-        found = None if self.groups is None else units.smaller(self.groups, point)
-        if self.groups is None or found is None:
-            return point, {}
-        return found.narrow(point), units.removed(self.groups, point)
+        found = self.left(segment, point)
+        return (point, {}) if found is None else (found.narrow(point), found.removed())
 
     def counts(self, segment: Segment, point: jp.Point) -> tuple[list[jp.report.Record], int]:
         """Counts the weights that one network keeps of each leaf, and its multiply-accumulates."""
         layers = jp.report.records(point.params, jp.get_masks(point.opt_state))
-        found = None if self.groups is None else units.smaller(self.groups, point)
-        if found is not None and segment.technique != 'small_dense':
+        found = self.left(segment, point)
+        costs = self.costs(segment, found)
+        if found is not None:
             sizes = {path: leaf.size for path, leaf in jp.tree.present(found.narrow(point).params)}
             layers = [layer._replace(kept=sizes[layer.path]) for layer in layers]
-            return layers, jp.cost.total(self.costs(segment, found)).macs
+            return layers, jp.cost.total(costs).macs
         shares = {
             f'{units.PARAMS}/{layer.path}': layer.kept / layer.parameters
             for layer in layers
             if layer.parameters
         }
-        costs = self.costs(segment, None)
         return layers, round(sum(cost.macs * shares.get(cost.path, 1) for cost in costs))
 
     def width(self, segment: Segment) -> float:

@@ -143,18 +143,17 @@ class Smaller(NamedTuple):
         """Puts zeros back for the units that are gone; works under jit."""
         return self._each(structured.widen, point)
 
+    def removed(self) -> dict[str, list[int]]:
+        """Lists the units that are gone, by the name of the group."""
+        kept = self.keep.items()
+        return {name: np.flatnonzero(~mask).tolist() for name, mask in kept if not mask.all()}
+
     def _each(self, f: Callable[..., Any], point: jp.Point) -> jp.Point:
         return jp.Point(
             f(point.params, self.groups, self.keep, under=PARAMS),
             f(point.opt_state, self.groups, self.keep, under=PARAMS),
             f(point.extra, self.groups, self.keep) if point.extra else point.extra,
         )
-
-
-def removed(groups: Groups, point: jp.Point) -> dict[str, list[int]]:
-    """Lists the units that the masks of a point leave nothing of, by the name of the group."""
-    keep = structured.kept_by(groups, jp.get_masks(point.opt_state), under=PARAMS)
-    return {name: np.flatnonzero(~mask).tolist() for name, mask in keep.items() if not mask.all()}
 
 
 def network(about: Mapping[str, Any], model: nn.Module, inputs: Any) -> Callable[[Any, Any], Any]:
