@@ -53,7 +53,7 @@ def restore(folder):
     draw = lambda n: jax.random.normal(jax.random.key(n), (512, 1024))  # noise does not compress
     state = {f'leaf_{n}': draw(n) for n in range(50)}
     with checkpoint.open_store(folder / 'large', [1]) as store:
-        checkpoint.save(store, 1, state, [])
+        checkpoint.save(store, 1, state, {})
     with checkpoint.open_store(folder / 'large', [1]) as store:
         began = time.perf_counter()
         wrong = integrity.damage(folder / 'large' / '1')

@@ -63,36 +63,81 @@ def unseal(checkpoint):
     (checkpoint / 'checksums.json').write_text('{')
 
 
+def unrecord(checkpoint):
+    path = checkpoint / '_CHECKPOINT_METADATA'
+    path.write_text(path.read_text().replace('"level": 0', '"level": 1'))
+
+
 @pytest.mark.parametrize(
-    ('harm', 'steps', 'message'),
+    ('harm', 'steps', 'messages'),
     [
-        (truncate, (70, 60), 'is not as it was written'),
-        (flip, (60, 40), 'is not as it was written'),  # the end of a round: others begin there
-        (lose, (70, 60), 'is missing'),
-        (unseal, (70, 60), 'cannot be read'),
-        (flip, (40, 20), 'is not as it was written'),
+        (truncate, (70, 60), ['is not as it was written']),
+        (lose, (70, 60), ['is missing']),
+        (unseal, (70, 60), ['cannot be read']),
+        (unrecord, (70, 60), ['the progress in', 'is not as it was written']),
+        # later rounds begin from these: what came after them has to be made again
+        (flip, (60, 40), ['not as it was written; what is still to do restores step 60', '70']),
+        (flip, (40, 20), ['what is still to do restores step 40, so that steps 60, 70, which are']),
+        (shutil.rmtree, (40, 20), ['40 is missing; what is still to do restores step 40, so that']),
     ],
 )
-def test_the_newest_whole_one_is_used(harm, steps, message, *, stopped, tmp_path, capsys):
+def test_the_newest_whole_one_is_used(harm, steps, messages, *, stopped, tmp_path, capsys):
     step, before = steps
     workdir = tmp_path / 'run'
     shutil.copytree(stopped / 'stopped', workdir)
     harm(workdir / 'checkpoints' / str(step))
     loop.run(config(stopped), workdir)
     said = capsys.readouterr().out
-    assert message in said and f'going on from step {before} of the run' in said
+    assert f'going on from step {before} of the run' in said
+    assert all(message in said for message in messages), said
     assert kept_bytes(workdir) == kept_bytes(stopped / 'whole')
 
 
-def test_none_is_whole(stopped, tmp_path):
+def contents(workdir):
+    return {path: path.read_bytes() for path in sorted(workdir.rglob('*')) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ('harmed', 'message'),
+    [
+        # all later rounds begin there, or rewind to it, and nothing before is there
+        ((20,), r'20/.*written; what is still to do restores step 20\. Put .*and 3 of 4'),
+        ((20, 40), r'20/.*written; .*40/.*written; what is still to do restores steps 20, 40\. '),
+        ((20, 40, 60, 70), r'20/.*; .*40/.*; .*60/.*; .*70/.*written\. Put .*and 0 of 4'),
+    ],
+)
+def test_none_can_be_gone_on_from(harmed, message, *, stopped, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(stopped / 'stopped', workdir)
-    checkpoints = [path for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()]
-    for path in checkpoints:
-        truncate(path)
-    with pytest.raises(BadInput, match=r'no checkpoint of .* is whole: .*nothing was touched'):
+    for step in harmed:
+        truncate(workdir / 'checkpoints' / str(step))
+    before = contents(workdir / 'checkpoints')
+    with pytest.raises(BadInput, match=message):
         loop.run(config(stopped), workdir)
-    assert all(largest(path).exists() for path in checkpoints)
+    assert contents(workdir / 'checkpoints') == before
+
+
+@pytest.mark.parametrize(('step', 'before'), [(20, 120), (40, 120), (120, 110)])
+def test_a_finished_run_needs_its_tables_and_models(step, before, *, stopped, tmp_path, capsys):
+    workdir = tmp_path / 'run'
+    shutil.copytree(stopped / 'whole', workdir)
+    flip(workdir / 'checkpoints' / str(step))
+    (workdir / 'results.csv').unlink()
+    loop.run(config(stopped), workdir)
+    said = capsys.readouterr().out
+    assert f'going on from step {before} of the run' in said and 'made again' not in said
+    assert ('its results are written again' in said) == (before == 120)
+    assert kept_bytes(workdir) == kept_bytes(stopped / 'whole')
+
+
+def test_a_model_that_is_gone_is_made_again(stopped, tmp_path, capsys):
+    workdir = tmp_path / 'run'
+    shutil.copytree(stopped / 'whole', workdir)
+    flip(workdir / 'checkpoints' / '80')
+    (workdir / 'models' / 'replicate_0' / 'lr_rewind.safetensors').unlink()
+    loop.run(config(stopped), workdir)
+    assert 'restores step 80, so that steps 100, 110, 120, which' in capsys.readouterr().out
+    assert kept_bytes(workdir) == kept_bytes(stopped / 'whole')
 
 
 def test_a_workdir_that_disappears(tmp_path):

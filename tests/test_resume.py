@@ -96,7 +96,7 @@ def left_alone(prepared, tmp_path_factory):
 PLACES = [
     ('checkpoint.save.before', 2),
     ('checkpoint.save.after', 3),
-    ('results.write_rows.before', 2),
+    ('results.write_tables.before', 2),
     ('results.append_timing.before', 2),
     ('loop.check_finite.after', 4),
     ('loop.begin.after', 2),

@@ -55,3 +55,23 @@ def test_the_cost_of_a_network_is_that_of_all_it_descends_from():
 )
 def test_locates_the_segment_that_goes_on(step, place):
     assert timeline.locate(timeline.segments(**LAYOUT), step) == place
+
+
+@pytest.mark.parametrize(
+    ('step', 'expected'),
+    [
+        (2, set()),
+        (5, {3}),
+        (10, {3, 10}),
+        (14, {3, 10, 14}),
+        (20, {3, 10, 14}),  # in a round, which is compared with what it pruned; another rewinds
+        (27, {10, 14, 25}),  # the last that rewinds has begun
+        (45, {14}),
+        (52, set()),
+        (72, set()),
+    ],
+)
+def test_what_is_still_restored_by_hand(step, expected):
+    segments = timeline.segments(**LAYOUT)
+    assert timeline.needed(segments, step, {'weight_rewind': 3}) == expected
+    assert timeline.needed(segments, step, {'weight_rewind': 0}) == expected - {3}

@@ -1,7 +1,7 @@
 """Checkpoints through orbax: the state of training and the rows of results so far."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,7 @@ def save(
     store: ocp.CheckpointManager,
     step: int,
     state: Any,
-    rows: Sequence[dict[str, Any]],
-    layers: Sequence[dict[str, Any]] = (),
+    progress: Any,
 ) -> None:
     """Saves a state in the background, which may then be donated.
 
@@ -62,18 +61,16 @@ def save(
       store: what `open_store` returned.
       step: of the whole run.
       state: a tree of arrays.
-      rows: of results so far.
-      layers: rows of the segment that ends at this step.
+      progress: what else the run needs to go on from here, as JSON has it.
 
     Raises:
       Broken: it, or the one before, cannot be written; the folder has gone.
     """
     if not Path(store.directory).is_dir():
         raise Broken(f'{store.directory} has disappeared, with all that was saved there')
-    progress = {'rows': list(rows), 'layers': list(layers)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state))
     with _told(store):  # an item of its own for the progress would be saved by threads of its own
-        store.save(step, args=args, custom_metadata=progress)
+        store.save(step, args=args, custom_metadata=integrity.sealed(progress))
 
 
 def finish(store: ocp.CheckpointManager) -> None:
@@ -86,38 +83,61 @@ def finish(store: ocp.CheckpointManager) -> None:
         store.wait_until_finished()
 
 
-def newest_whole(store: ocp.CheckpointManager, needed: Iterable[int]) -> tuple[int, list[str]]:
+def newest_whole(
+    store: ocp.CheckpointManager, needed: Callable[[int], set[int]]
+) -> tuple[int, list[str]]:
     """Finds the checkpoint to go on from, and removes those that are damaged or come after it.
 
     Args:
       store: what `open_store` returned.
-      needed: steps that what comes after them restores again, such as the ends of segments.
+      needed: tells which steps, up to one, are restored by what comes after that one.
 
     Returns:
-      The newest step that is whole, as all needed steps before it are, 0 where there is no
-      checkpoint; and what is wrong with others.
+      The newest step that is whole, as all that are needed after it are, 0 where there is no
+      checkpoint; and, in words, what is wrong with others and what comes of it.
 
     Raises:
       BadInput: there are checkpoints and none can be gone on from; nothing was removed.
     """
-    folder, kept, done = Path(store.directory), set(needed), 0
-    wrong = {step: integrity.damage(folder / str(step)) for step in sorted(store.all_steps())}
-    found = [text for text in wrong.values() if text]
-    for step in sorted(kept | wrong.keys()):
-        if step in wrong and wrong[step] is None:
-            done = step
-        elif step in kept:
-            break
-    if wrong and not done:
-        others = f' (and {len(found) - 1} more)' if len(found) > 1 else ''
+    steps = sorted(store.all_steps())
+    wrong = {step: text for step in steps if (text := _damage(store, step))}
+    whole = [step for step in steps if step not in wrong]
+    lacking = {step: needed(step) - set(whole) for step in whole}
+    done = max((step for step in whole if not lacking[step]), default=0)
+    later = [step for step in whole if step > done]
+    said = list(wrong.values())
+    if later:
+        missed = sorted(lacking[later[-1]])
+        gone = [step for step in missed if step not in wrong]
+        said += [f'{store.directory}/{step} is missing' for step in gone]
+        said[-1] += f'; what is still to do restores {_and(missed)}'
+    if steps and not done:
         raise BadInput(
-            f'no checkpoint of {store.directory} is whole: {found[0]}{others}. Put the files back, '
-            'or choose another workdir to begin anew; nothing was touched'
+            f'no checkpoint can be gone on from: {"; ".join(said)}. Put the files back, or choose '
+            f'another workdir to begin anew; nothing was touched, and {len(whole)} of {len(steps)} '
+            'checkpoints are whole'
         )
-    for step, text in wrong.items():
-        if text or step > done:
+    if later:
+        said[-1] += f', so that {_and(later)}, which are whole, are made again'
+    for step in steps:
+        if step in wrong or step > done:
             store.delete(step)
-    return done, found
+    return done, said
+
+
+def _and(steps: Sequence[int]) -> str:
+    return ('step ' if len(steps) == 1 else 'steps ') + ', '.join(map(str, steps))
+
+
+def _damage(store: ocp.CheckpointManager, step: int) -> str | None:
+    """Says what is wrong with the files of a checkpoint or with its progress."""
+    if found := integrity.damage(Path(store.directory) / str(step)):
+        return found
+    try:
+        restore_progress(store, step)
+    except ValueError as error:
+        return f'the progress in {store.directory}/{step} {error}'
+    return None
 
 
 def restore(store: ocp.CheckpointManager, step: int, like: Any) -> Any:
@@ -128,24 +148,9 @@ def restore(store: ocp.CheckpointManager, step: int, like: Any) -> Any:
         return store.restore(step, args=args).state
 
 
-def restore_rows(store: ocp.CheckpointManager, step: int) -> list[dict[str, Any]]:
-    """Restores the rows of results up to a step."""
-    return _progress(store, step)['rows']
-
-
-def restore_layers(store: ocp.CheckpointManager, step: int) -> list[dict[str, Any]]:
-    """Restores the layers of the segment that ends at a step."""
-    return _progress(store, step)['layers']
-
-
-def _progress(store: ocp.CheckpointManager, step: int) -> Any:
-    found = store.metadata(step).custom_metadata
-    if not found or 'rows' not in found:
-        raise BadInput(
-            f'checkpoint {step} of {store.directory} was written by another version: choose '
-            'another workdir; nothing was touched'
-        )
-    return found
+def restore_progress(store: ocp.CheckpointManager, step: int) -> Any:
+    """Restores the progress that was saved with a step; `ValueError` where it is damaged."""
+    return integrity.unsealed(store.metadata(step).custom_metadata)
 
 
 @contextlib.contextmanager

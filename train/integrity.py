@@ -1,8 +1,13 @@
-"""Checksums of checkpoints: what was truncated, flipped or lost is found before it is used."""
+"""Checksums of checkpoints: what was truncated, flipped or lost is found before it is used.
+
+Those of files lie in a file beside them. Metadata are rewritten when a checkpoint is committed, so
+that what a run puts there carries its own.
+"""
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 _SUMS = 'checksums.json'
 _UNFINISHED = '*.orbax-checkpoint-tmp*'
@@ -40,6 +45,28 @@ def damage(checkpoint: Path) -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         return f'{checkpoint / _SUMS} cannot be read: {error}'
     return None
+
+
+def sealed(value: Any) -> dict[str, Any]:
+    """Puts the SHA-256 of a value, of what JSON can hold, beside it."""
+    return {'value': value, 'sha256': _digest(value)}
+
+
+def unsealed(found: Any) -> Any:
+    """Takes the value out of what `sealed` made.
+
+    Raises:
+      ValueError: it is not as it was sealed, or not there.
+    """
+    if not isinstance(found, dict) or found.keys() != {'value', 'sha256'}:
+        raise ValueError('is missing, or of another version')
+    if _digest(found['value']) != found['sha256']:
+        raise ValueError('is not as it was written')
+    return found['value']
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _files(directory: Path) -> list[Path]:

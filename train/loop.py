@@ -30,12 +30,16 @@ from train import (
     workdirs,
 )
 from train import config as config_lib
+from train import keys as keys_lib
 from train import trainer as trainer_lib
 from train.errors import BadInput, Diverged, Interrupted
 from train.input_pipeline import InputPipeline
 from train.networks import Networks
 from train.timeline import Segment
 from train.trainer import Measured, TrainState
+
+Tables = dict[str, list[dict[str, Any]]]
+"""The rows of the tables of a run so far: `rows` of `results.csv`, `layers` of `layers.csv`."""
 
 
 class Run(NamedTuple):
@@ -77,7 +81,7 @@ def run(
         checkpoint.open_store(workdir / 'checkpoints', kept(config, segments)) as store,
     ):
         results.write_about(workdir, config, networks.total, pipeline)
-        done, damaged = checkpoint.newest_whole(store, kept(config, segments))
+        done, damaged = checkpoint.newest_whole(store, needed(config, workdir, segments))
         with progress.display(segments[-1].end, done) as display:
             for wrong in damaged:
                 display.say(f'{wrong}: going on from step {done} of the run')
@@ -120,6 +124,34 @@ def kept(config: ml_collections.ConfigDict, segments: Sequence[Segment]) -> set[
     return {segment.end for segment in segments} | {config.retrain.rewind_step} - {0}
 
 
+def needed(
+    config: ml_collections.ConfigDict, workdir: Path, segments: Sequence[Segment]
+) -> Callable[[int], set[int]]:
+    """Makes what tells which steps, up to one, are restored after it: for rounds and for models."""
+
+    def restored(step: int) -> set[int]:
+        models = {
+            segment.end
+            for segment in last_segments(segments)
+            if segment.end <= step
+            and not all(map(Path.exists, models_of(config, workdir, segment)))
+        }
+        return models | timeline.needed(segments, step, techniques.rewinds(config))
+
+    return restored
+
+
+def last_segments(segments: Sequence[Segment]) -> list[Segment]:
+    """Lists the segments whose networks are saved as models: the last of each technique."""
+    return list({segment.technique: segment for segment in segments}.values())
+
+
+def models_of(config: ml_collections.ConfigDict, workdir: Path, segment: Segment) -> list[Path]:
+    """Names the files of the models of a segment, one a replicate."""
+    name = f'{segment.technique}.safetensors'
+    return [workdir / 'models' / f'replicate_{r}' / name for r in range(config.replicates)]
+
+
 def train_all(run: Run, done: int) -> list[dict[str, Any]]:
     """Trains every segment that is not finished, from `done` steps of the whole run.
 
@@ -130,14 +162,10 @@ def train_all(run: Run, done: int) -> list[dict[str, Any]]:
     Returns:
       The rows of `results.csv`.
     """
-    rows = checkpoint.restore_rows(run.store, done) if done else []
-    layers = [
-        row
-        for segment in run.timeline[: timeline.locate(run.timeline, done)]
-        for row in checkpoint.restore_layers(run.store, segment.end)
-    ]
-    results.write_layers(run.workdir, layers)
-    results.write_rows(run.workdir, rows)
+    tables: Tables = {'rows': [], 'layers': []}
+    if done:
+        tables = checkpoint.restore_progress(run.store, done)
+    results.write_tables(run.workdir, **tables)
     if done == run.timeline[-1].end:
         run.display.say(f'{run.workdir} holds this run, finished: its results are written again')
     elif done:
@@ -147,35 +175,33 @@ def train_all(run: Run, done: int) -> list[dict[str, Any]]:
         try:
             inside = segment.start < done < segment.end
             state = restore(run, segment, done) if inside else begin(run, segment)
-            state = train(run, segment, state, rows)
-            cells, own_layers = evaluate(run, segment, state.point)
+            state = train(run, segment, state, tables)
+            cells, layers = evaluate(run, segment, state.point)
         finally:  # what was trained before a stop took its time too
             results.append_timing(run.workdir, segment, time.monotonic() - began)
-        rows.extend(cells)
-        layers.extend(own_layers)
-        checkpoint.save(run.store, segment.end, state, rows, own_layers)
-        results.write_layers(run.workdir, layers)
-        results.write_rows(run.workdir, rows)
+        tables = {'rows': tables['rows'] + cells, 'layers': tables['layers'] + layers}
+        checkpoint.save(run.store, segment.end, state, tables)
+        results.write_tables(run.workdir, **tables)
         run.display.say(f'{results.line(cells)}  {run.display.time_left()}')
     checkpoint.finish(run.store)
-    return rows
+    return tables['rows']
 
 
 def begin(run: Run, segment: Segment) -> TrainState:
     """Makes the state that a segment starts from: drawn anew, or pruned and rewound."""
-    trainer, keys = run.networks.of(segment), segment_keys(run, segment)
+    trainer, keys = run.networks.of(segment), keys_lib.of_segment(run.config, segment.level)
     if segment.source is None:
-        points = trainer.init(draw_keys(run))
+        points = trainer.init(keys_lib.of_draw(run.config))
     else:
         ended, begin_one = at_end(run, segment.source), rounds_of(run, segment)
-        keys_of_masks = fold_in(keys, 3)
+        keys_of_masks = keys_lib.fold_in(keys, 3)
         started = [
             begin_one(replicate(ended, r), keys_of_masks[r], r)
             for r in range(run.config.replicates)
         ]
         points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *started)
     if not run.config.retrain.reshuffle:
-        keys = segment_keys(run, run.timeline[0])
+        keys = keys_lib.of_segment(run.config, 0)
     return layout.place(TrainState(points, jnp.int32(0), keys), trainer.shardings)
 
 
@@ -184,7 +210,8 @@ def rounds_of(run: Run, segment: Segment) -> Callable[[jp.Point, jax.Array, int]
     trainer, technique = run.networks.full, segment.technique
     sample = run.pipeline.sample if techniques.needs_data(run.config) else lambda: None
     stored = functools.cache(lambda: restore_rewind_step(run))
-    drawn = functools.cache(lambda: trainer.init(fold_in(segment_keys(run, segment), 2)))
+    keys = keys_lib.fold_in(keys_lib.of_segment(run.config, segment.level), 2)
+    drawn = functools.cache(lambda: trainer.init(keys))
 
     def begin_one(point: jp.Point, key: jax.Array, number: int) -> jp.Point:
         try:
@@ -214,16 +241,14 @@ def rounds_of(run: Run, segment: Segment) -> Callable[[jp.Point, jax.Array, int]
     return begin_one
 
 
-def train(
-    run: Run, segment: Segment, state: TrainState, rows: Sequence[dict[str, Any]]
-) -> TrainState:
+def train(run: Run, segment: Segment, state: TrainState, tables: Tables) -> TrainState:
     """Trains to the end of a segment, with checkpoints, and stops where a signal asks to.
 
     Args:
       run: what stays the same.
       segment: what is trained.
       state: its start, or where it was left; donated.
-      rows: of the segments before, for the checkpoints.
+      tables: of the segments before, for the checkpoints.
 
     Returns:
       The state at the end.
@@ -238,7 +263,7 @@ def train(
         part = next(parts)
         while step < segment.steps:
             if number := processes.agreed(run.interrupted()):
-                stop(run, segment.start + step, state, rows, number)
+                stop(run, segment.start + step, state, tables, number)
             state, losses = trainer.train(state, part)
             before, step = step, step + losses.shape[1]
             if step < segment.steps:
@@ -249,16 +274,14 @@ def train(
             run.display.advance(position, doing, float(losses[:, -1].mean()))
             due = step // every > before // every or position == rewind
             if due and step < segment.steps:
-                checkpoint.save(run.store, position, state, rows)
+                checkpoint.save(run.store, position, state, tables)
     return state
 
 
-def stop(
-    run: Run, position: int, state: TrainState, rows: Sequence[dict[str, Any]], number: int
-) -> None:
+def stop(run: Run, position: int, state: TrainState, tables: Tables, number: int) -> None:
     """Saves a run that was asked to stop, and raises."""
     if position > 0 and position not in run.store.all_steps():
-        checkpoint.save(run.store, position, state, rows)
+        checkpoint.save(run.store, position, state, tables)
     checkpoint.finish(run.store)
     saved = f'saved in {run.workdir}: ' if position else ''
     raise Interrupted(
@@ -322,17 +345,14 @@ def measure(run: Run, segment: Segment, points: jp.Point, part: str) -> Measured
 
 def write_artifacts(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     """Writes the models and the report of a finished run, from its checkpoints."""
-    last = {segment.technique: segment for segment in run.timeline}
-    for segment in last.values():
+    for segment in last_segments(run.timeline):
+        if segment.end not in run.store.all_steps():  # it was damaged after they were written
+            continue
         points = restore(run, segment, segment.end).point
-        for r in range(run.config.replicates):
-            row = next(
-                row
-                for row in rows
-                if (row['replicate'], row['technique'], row['level'])
-                == (r, segment.technique, segment.level)
-            )
-            path = run.workdir / 'models' / f'replicate_{r}' / f'{segment.technique}.safetensors'
+        cell = segment.technique, segment.level
+        own = [row for row in rows if (row['technique'], row['level']) == cell]
+        for r, path in enumerate(models_of(run.config, run.workdir, segment)):
+            (row,) = (row for row in own if row['replicate'] == r)
             point, removed = run.networks.shrunk(segment, replicate(points, r))
             about = {**run.networks.about(segment), 'removed': removed, **row}
             results.write_model(path, layout.gathered(point), about)
@@ -345,31 +365,10 @@ def replicate(stacked: Any, number: int) -> Any:
     return jax.tree.map(lambda x: x[number], stacked)
 
 
-def fold_in(keys: jax.Array, number: int) -> jax.Array:
-    """Folds a number into each key."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-
-
-def segment_keys(run: Run, segment: Segment) -> jax.Array:
-    """Makes the keys of a segment: fresh at each level, shared by the techniques."""
-    return fold_in(replicate_keys(run), 1 + segment.level)
-
-
-def draw_keys(run: Run) -> jax.Array:
-    """Makes the keys that the networks are drawn from."""
-    return fold_in(replicate_keys(run), 0)
-
-
-def replicate_keys(run: Run) -> jax.Array:
-    """Makes the key of each replicate."""
-    key, numbers = jax.random.key(run.config.seed), jnp.arange(run.config.replicates)
-    return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
-
-
 def restore_rewind_step(run: Run) -> jp.Point:
     """Restores the dense networks at the rewind step; step 0 is drawn again."""
     step = run.config.retrain.rewind_step
-    return at_end(run, step) if step else run.networks.full.init(draw_keys(run))
+    return at_end(run, step) if step else run.networks.full.init(keys_lib.of_draw(run.config))
 
 
 def at_end(run: Run, position: int) -> jp.Point:
@@ -380,9 +379,8 @@ def at_end(run: Run, position: int) -> jp.Point:
 def restore(run: Run, segment: Segment, position: int) -> TrainState:
     """Restores the state saved at a step of the whole run, of networks like those of a segment."""
     trainer = run.networks.of(segment)
-    like = jax.eval_shape(
-        lambda: TrainState(trainer.init(draw_keys(run)), jnp.int32(0), draw_keys(run))
-    )
+    keys = keys_lib.of_draw(run.config)
+    like = jax.eval_shape(lambda: TrainState(trainer.init(keys), jnp.int32(0), keys))
     placed = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     like = jax.tree.map(placed, like, trainer.shardings)
     return checkpoint.restore(run.store, position, like)

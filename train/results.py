@@ -108,14 +108,12 @@ def layer_rows(cell: Mapping[str, Any], layers: Sequence[jp.report.Record]) -> l
     ]
 
 
-def write_rows(workdir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `results.csv` anew, so that a resumed run writes the same bytes."""
+def write_tables(
+    workdir: Path, rows: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes `results.csv` and `layers.csv` anew, so that a resumed run writes the same bytes."""
+    _write_table(workdir / 'layers.csv', LAYER_COLUMNS, layers)
     _write_table(workdir / 'results.csv', COLUMNS, rows)
-
-
-def write_layers(workdir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `layers.csv`: how many weights each leaf of each network keeps."""
-    _write_table(workdir / 'layers.csv', LAYER_COLUMNS, rows)
 
 
 def append_timing(workdir: Path, segment: Segment, seconds: float) -> None:

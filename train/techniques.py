@@ -29,7 +29,7 @@ def trainings(config: ml_collections.ConfigDict) -> list[Training]:
     lengths = dict.fromkeys(names, config_lib.retrain_steps(config))
     lengths |= {'weight_rewind': whole - config.retrain.rewind_step}
     lengths |= {'reinit': whole, 'small_dense': whole}
-    lengths |= dict.fromkeys(('random_masks', 'shuffled_masks'), lengths[lead])
+    lengths |= dict.fromkeys(_MASK_CONTROLS, lengths[lead])
     prunes = {'shuffled_masks': lead, 'reinit': lead, 'small_dense': None}
     return [Training(name, lengths[name], prunes.get(name, name)) for name in names]
 
@@ -180,8 +180,7 @@ def retrain(
     """
     own = init if config.retrain.reset_moments else None
     starts = rates(config).starts
-    if technique in ('random_masks', 'shuffled_masks'):
-        technique = config.retrain.techniques[0]
+    technique = _retrains_as(technique, config)
     if technique == 'reinit':
         return rounds.weight_rewind(drawn())
     if technique == 'weight_rewind':
@@ -194,6 +193,19 @@ def retrain(
     return rounds.lr_rewind(starts[technique], init=own)
 
 
+def rewinds(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Tells the step of the dense training whose weights a technique restores, where one does."""
+    names = config.retrain.techniques
+    to_stored = [name for name in names if _retrains_as(name, config) == 'weight_rewind']
+    return dict.fromkeys(to_stored, config.retrain.rewind_step)
+
+
+def _retrains_as(technique: str, config: ml_collections.ConfigDict) -> str:
+    """Names the technique that another retrains like: controls of masks like the first."""
+    return config.retrain.techniques[0] if technique in _MASK_CONTROLS else technique
+
+
+_MASK_CONTROLS = ('random_masks', 'shuffled_masks')
 OF_WEIGHTS: dict[str, Callable[..., jp.tree.Scores]] = {
     'magnitude': jp.scores.magnitude,
     'normalized_magnitude': jp.scores.normalized_magnitude,

@@ -1,7 +1,7 @@
 """The whole run as a list of segments, and where in it a number of training steps lies."""
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 DENSE = 'dense'
@@ -84,6 +84,23 @@ def locate(timeline: Sequence[Segment], step: int) -> int:
       The place of the segment in the timeline; its length when the run is complete.
     """
     return bisect.bisect_right([segment.end for segment in timeline], step)
+
+
+def needed(timeline: Sequence[Segment], step: int, rewinds: Mapping[str, int]) -> set[int]:
+    """Lists the steps, up to `step`, whose networks the segments after it begin from.
+
+    Args:
+      timeline: what `segments` returned.
+      step: steps of the whole run that were taken.
+      rewinds: the step that a round rewinds its weights to, by technique; 0 is drawn again.
+
+    Returns:
+      Steps of the whole run.
+    """
+    ahead = timeline[locate(timeline, step) :]
+    begun = {segment.source for segment in ahead}  # a round that has begun compares with it
+    begun |= {rewinds.get(segment.technique) for segment in ahead if segment.start >= step}
+    return {source for source in begun if source and source <= step}
 
 
 def cost(timeline: Sequence[Segment], segment: Segment) -> int:
