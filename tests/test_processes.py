@@ -13,9 +13,22 @@ import jax
 import numpy as np
 import pytest
 
-from train import results
+from configs import digits
+from train import processes, results, workdirs
+from train.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_a_workdir_that_is_not_that_of_process_0(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdirs, '_VISIBLE', 0.2)
+    monkeypatch.setattr(processes, 'of_writer', lambda content: content[::-1])
+    with (
+        pytest.raises(BadInput, match='run of this process is not the workdir of process 0'),
+        workdirs.claim(tmp_path / 'run', digits.get_config()),
+    ):
+        raise AssertionError
+    assert not (tmp_path / 'run' / 'config.json').exists()
 
 
 def free_port():
@@ -24,7 +37,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(workdir, data, *more, slurm=False, devices=4, count=2):
+def start(workdir, data, *more, slurm=False, devices=4, count=2, own=((), ())):
     """Starts the processes, which find each other by flags or by what SLURM tells."""
     port = free_port()
     made = []
@@ -45,7 +58,7 @@ def start(workdir, data, *more, slurm=False, devices=4, count=2):
         command += ['--config.train.steps_per_dispatch=10', '--config.prune.densities=(0.5, 0.2)']
         command += ['--config.checkpoint.every_steps=20', *more]
         command += ['--config.retrain.techniques=("lr_rewind", "weight_rewind")']
-        command += ['--config.retrain.rewind_step=10']
+        command += ['--config.retrain.rewind_step=10', *own[number]]
         made.append(
             subprocess.Popen(
                 command,
@@ -135,6 +148,25 @@ def test_weights_split_over_processes(left_alone, data, tmp_path):
         for workdir in (left_alone, tmp_path / 'run')
     )
     jax.tree.map(np.testing.assert_array_equal, masks, same)
+
+
+@pytest.mark.slow
+def test_they_share_a_config(data, tmp_path):
+    workdir = tmp_path / 'run'
+    codes, said = end(start(workdir, data, own=((), ('--config.seed=1',))))
+    assert codes == [2, 2] and not workdir.exists(), said
+    assert 'the config of this process is not that of process 0' in said[1][1]
+    assert 'another process of this run cannot begin' in said[0][1]
+
+
+@pytest.mark.exhaustive
+def test_they_share_a_workdir(data, tmp_path):
+    workdir = tmp_path / 'run'
+    codes, said = end(start(workdir, data, own=((), (f'--workdir={tmp_path / "other"}',))))
+    assert codes == [2, 2], said
+    assert 'other of this process is not the workdir of process 0' in said[1][1]
+    assert 'another process of this run cannot begin' in said[0][1]
+    assert not any((workdir / name).exists() for name in ('run.json', 'checkpoints'))
 
 
 @pytest.mark.exhaustive

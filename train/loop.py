@@ -72,6 +72,7 @@ def run(
       Diverged: a loss that is not finite.
       Interrupted: SIGTERM or Ctrl-C; the run was saved.
     """
+    workdirs.agree(config)
     config_lib.check(config, jax.device_count())
     workdirs.check(workdir, config)
     segments = lay_out(config)

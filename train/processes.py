@@ -25,6 +25,13 @@ def agreed(number: int | None) -> int | None:
     return largest or None
 
 
+def of_writer(content: bytes) -> bytes:
+    """Takes the bytes of the process that writes; all have to ask, with as many bytes."""
+    if jax.process_count() == 1:
+        return content
+    return bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(content, np.uint8)))
+
+
 def one_first(function: Callable[[], T]) -> T:
     """Calls a function in the process that writes, and then in the others, which find its files."""
     if jax.process_count() == 1:

@@ -2,7 +2,10 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -13,7 +16,9 @@ from train import config as config_lib
 from train import processes, results
 from train.errors import BadInput
 
-_CONFIG = 'config.json'
+_CONFIG, _LOCK = 'config.json', '.lock'
+_VISIBLE = 60.0
+"""Seconds after which a file system of several machines shows each what another wrote."""
 _WRITTEN = (
     'checkpoints',
     'models',
@@ -53,20 +58,41 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
         raise BadInput(f'{workdir} holds {found[0]} but no {_CONFIG}: choose another workdir')
 
 
+def agree(config: ml_collections.ConfigDict) -> None:
+    """Raises `BadInput` where the processes of a run have different configs."""
+    own = hashlib.sha256(config_lib.to_json(config).encode()).digest()
+    failed = None
+    if processes.of_writer(own) != own:
+        failed = BadInput(
+            'the config of this process is not that of process 0; nothing was touched'
+        )
+    processes.fail_together(failed)
+
+
 @contextlib.contextmanager
 def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
     """Makes the folder, writes the config into it, and keeps other runs out while the block runs.
 
     Raises:
-      BadInput: it cannot be written, or another run is in it.
+      BadInput: it cannot be written, another run is in it, or processes have different ones.
     """
     with contextlib.ExitStack() as stack:
-        failed = None
+        failed, token = None, secrets.token_bytes(16)
         if processes.writes():
             try:
-                stack.enter_context(_lock(workdir))
+                lock = stack.enter_context(_lock(workdir))
+                lock.truncate(0)
+                lock.write(token.hex())
+                lock.flush()
             except BadInput as error:
                 failed = error
+        processes.fail_together(failed)
+        token = processes.of_writer(token)
+        if not _finds(workdir / _LOCK, token.hex()):
+            failed = BadInput(
+                f'{workdir} of this process is not the workdir of process 0: they need one that '
+                'they share, on a file system that all machines see'
+            )
         processes.fail_together(failed)
         results.write_whole(workdir / _CONFIG, config_lib.to_json(config).encode())
         yield
@@ -76,7 +102,7 @@ def _lock(workdir: Path) -> TextIO:
     """Makes the folder and locks it until the file is closed, or the process ends."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / '.lock').open('w')
+        lock = (workdir / _LOCK).open('a')
     except OSError as error:
         raise BadInput(f'cannot write to {workdir}: {error}') from error
     try:
@@ -85,3 +111,13 @@ def _lock(workdir: Path) -> TextIO:
         lock.close()
         raise BadInput(f'another run is in {workdir}: wait for its end, or stop it') from error
     return lock
+
+
+def _finds(path: Path, content: str) -> bool:
+    """Waits until a file is there with its content, or it will not be."""
+    last = time.monotonic() + _VISIBLE
+    while not (path.is_file() and path.read_text() == content):
+        if time.monotonic() > last:
+            return False
+        time.sleep(0.1)
+    return True
