@@ -1,5 +1,7 @@
 """Weights split over devices: the same masks, laid out like their weights, and other meshes."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -97,6 +99,9 @@ def test_a_run_goes_on_under_other_meshes(prepared, whole, tmp_path):
         assert store.latest_step() == 60
     loop.run(fields(prepared), tmp_path / 'run')
     agree(whole, tmp_path / 'run')
+    about = json.loads((tmp_path / 'run' / 'run.json').read_text())
+    devices = [part['devices'] for part in (about, *about['continued'])]
+    assert devices == ['8 x cpu, fsdp 8', '8 x cpu, tensor 2', '8 x cpu']
 
 
 @pytest.mark.slow

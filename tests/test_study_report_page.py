@@ -295,13 +295,15 @@ def test_the_same_input_gives_the_same_bytes(written, tmp_path):
 
 def test_provenance_names_every_run(tmp_path):
     one = made(tmp_path, {'lr_rewind': LR_REWIND}, name='a')
-    about = study_runs.about() | {'devices': '8 x gpu'}
+    later = {'devices': '4 x gpu', 'python': '3.11', 'versions': {'jax': '0.12'}}
+    about = study_runs.about() | {'devices': '8 x gpu', 'continued': [later]}
     other = made(tmp_path, {'fine_tune': FINE_TUNE}, name='b', about=about)
     sections = page.contents(runs.load([one, other]), None, None, False)
     table, *_, first, second = sections[-1].blocks
     rows = dict(table.rows)
-    assert rows['hardware, a'] == '1 x cpu' and rows['hardware, b'] == '8 x gpu'
-    assert rows['versions'] == 'jax 0.10.2, numpy 2.0.0'
+    assert rows['hardware, a'] == '1 x cpu' and rows['hardware, b'] == '8 x gpu, then 4 x gpu'
+    assert rows['versions, a'] == 'jax 0.10.2, numpy 2.0.0'
+    assert rows['versions, b'] == 'jax 0.10.2, numpy 2.0.0, then jax 0.12'
     assert rows['validation examples'] == '20, sha256 bb'
     assert rows['seeds/replicates'] == '0/0, 0/1, 0/2'
     assert (first.title, second.title) == ('config.json of a', 'config.json of b')

@@ -134,6 +134,8 @@ def write_about(
 ) -> None:
     """Writes `run.json`: what was trained on what, by which versions; no clock in it.
 
+    A run that goes on elsewhere, or by other versions, adds these under `continued`.
+
     Raises:
       BadInput: there is one, of other data or another network.
     """
@@ -150,24 +152,38 @@ def write_about(
             'parameters': total.parameters,
             'prunable': total.prunable,
         },
+    }
+    where = {
         'versions': {package: metadata.version(package) for package in _PACKAGES},
         'python': platform.python_version(),
-        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+        'devices': _devices(config),
     }
+    written = about | where | {'continued': []}
     path = workdir / 'run.json'
     if path.exists():
         try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
+            written = json.loads(path.read_text())
+            last = [written, *written.get('continued', [])][-1]
+        except (AttributeError, TypeError, ValueError) as error:
             raise BadInput(f'{path} cannot be read: {error}') from error
         for part in ('dataset', 'model'):
-            if before.get(part) != about[part]:
+            if written.get(part) != about[part]:
                 raise BadInput(
-                    f'{path} says that this run began on another {part}: {before.get(part)} there, '
-                    f'{about[part]} now; nothing was touched'
+                    f'{path} says that this run began on another {part}: {written.get(part)} '
+                    f'there, {about[part]} now; nothing was touched'
                 )
-        return  # where and by what it began
-    write_whole(path, (json.dumps(about, indent=2) + '\n').encode())
+        if all(last.get(name) == value for name, value in where.items()):
+            return
+        written['continued'] = [*written.get('continued', []), where]
+    write_whole(path, (json.dumps(written, indent=2) + '\n').encode())
+
+
+def _devices(config: ml_collections.ConfigDict) -> str:
+    """Says how many devices there are, of which kind, and how a network is split over them."""
+    count, processes = jax.device_count(), jax.process_count()
+    split = [f'{axis} {size}' for axis, size in sorted(config.mesh.items()) if size > 1]
+    of_several = [f'{processes} processes'] if processes > 1 else []
+    return ', '.join([f'{count} x {jax.devices()[0].device_kind}', *of_several, *split])
 
 
 def line(rows: Sequence[Mapping[str, Any]]) -> str:

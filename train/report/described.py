@@ -1,5 +1,6 @@
 """Sections on how it was measured: search cost, layers, data, seeds, versions, configs."""
 
+import itertools
 import json
 from collections.abc import Iterable
 
@@ -191,10 +192,16 @@ def _part(data: dict, part: str) -> str:
 
 def _each(study: Study, field: str) -> Iterable[tuple[str, str]]:
     """A field of `run.json`: once where all runs agree, otherwise a line a run."""
-    texts = [_written(run.about[field]) for run in study.runs]
+    texts = [_over_time(run.about, field) for run in study.runs]
     if len(set(texts)) == 1:
         return [('', texts[0])]
     return [(f', {run.name}', text) for run, text in zip(study.runs, texts, strict=True)]
+
+
+def _over_time(about: dict, field: str) -> str:
+    """A field as it was when a run began, and what it became where it went on."""
+    texts = [_written(part[field]) for part in (about, *about.get('continued', ()))]
+    return ', then '.join(text for text, _ in itertools.groupby(texts))
 
 
 def _written(value: str | dict[str, str]) -> str:
