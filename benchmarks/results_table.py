@@ -22,7 +22,8 @@ def main():
     techniques = [t for t in dict.fromkeys(row['technique'] for row in rows) if t != 'dense']
     print('| density | compression |', ' | '.join(f'`{t}`' for t in techniques), '|')
     print('|---|---|' + '---|' * len(techniques))
-    for level in LEVELS:
+    found = {int(row['level']) for row in rows}
+    for level in LEVELS if found.issuperset(LEVELS) else sorted(found):
         here = [row for row in rows if int(row['level']) == level]
         cells = [
             cell([row for row in here if row['technique'] in (technique, 'dense')])

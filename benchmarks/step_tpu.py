@@ -18,6 +18,7 @@ import time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # no TPU machine to ask about itself
+os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # it only compiles; others may too
 
 import flax.linen as nn
 import jax
@@ -240,7 +241,7 @@ def main():
     try:
         mesh_of('v5e_8')
     except (RuntimeError, ValueError) as error:
-        print(f"no compiler for TPUs: pip install 'jax[tpu]' ({error})")
+        print(f"the compiler for TPUs cannot be loaded: {error}\npip install 'jax[tpu]' brings it")
         return
     print(
         '| network | program | GB a chip | of them temporary | GB moved a chip '

@@ -78,7 +78,7 @@ def _prune() -> ml_collections.ConfigDict:
     c.block = (1, 4)  # sides of a block over the last axes of a kernel
     c.multiple = 1  # a layer keeps a multiple of this many of its units, of 'groups'
     c.normalize = True  # whether scores are divided by their mean in each of the 'groups'
-    c.n, c.m = 2, 4  # at most n kept of each m along the contraction axis
+    c.n, c.m = 2, 4  # n of each m along the contraction axis; more above density n / m
     return c
 
 

@@ -40,8 +40,10 @@ def top(
 
     Raises:
       ValueError: a budget above what `masks` keep or below what must stay; a pattern that does not
-        fit.
+        fit; `absolute` is no boolean.
     """
+    if not isinstance(absolute, bool):
+        raise ValueError(f'absolute must be True or False, got {absolute!r}')
     if absolute and (masks is not None or floor or pattern is not patterns.unstructured):
         scores, absolute = jax.tree.map(jnp.abs, scores), False
     if masks is not None:

@@ -55,23 +55,30 @@ def arrays(tree: Any) -> list[tuple[str, Any]]:
     """Lists `(path, leaf)` as `present`; raises `ValueError` at a leaf that is no array."""
     named = present(tree)
     for path, leaf in named:
-        if not hasattr(leaf, 'shape') or not hasattr(leaf, 'dtype'):
-            raise ValueError(
-                f'leaf {path!r} is {leaf!r}, a {type(leaf).__name__}: make it an array, as by '
-                'jnp.asarray, or leave it out of the parameters'
-            )
+        check_array(path, leaf)
     return named
+
+
+def check_array(path: str, leaf: Any) -> None:
+    """Raises `ValueError` unless a leaf is an array, or stands for one."""
+    if not hasattr(leaf, 'shape') or not hasattr(leaf, 'dtype'):
+        raise ValueError(
+            f'leaf {path!r} is {leaf!r}, a {type(leaf).__name__}: make it an array, as by '
+            'jnp.asarray, or leave it out of the parameters'
+        )
 
 
 def prunable(path: str, leaf: jax.Array) -> bool:
     """Accepts floating-point leaves with two or more axes: kernels, embeddings, positions.
 
-    Not those called `bias` or `scale`, which have several axes too where they are those of heads,
-    or of layers that a scan stacks.
+    Not those called `bias` or `scale`, or `q_bias`, which have several axes too where they are
+    those of heads, or of layers that a scan stacks.
     """
     *_, own = [''] + [name for name in path.split('/') if name != 'value']  # NNX: `bias/value`
-    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    return own not in ('bias', 'scale') and jnp.ndim(leaf) >= 2 and floating
+    of_each = own.split('_')[-1] in ('bias', 'scale')
+    return (
+        not of_each and jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    )
 
 
 def covered_by(masks: Masks) -> Predicate:
@@ -122,13 +129,16 @@ def map_prunable(
       A tree of the structure of `params` whose other leaves are `None`.
 
     Raises:
-      ValueError: no leaf is prunable; `where` accepts a leaf that is not floating-point.
+      ValueError: no leaf is prunable; `where` accepts a leaf that is not floating-point; a leaf is
+        no array or number.
     """
     found = False
 
     def visit(key_path: tuple[Any, ...], leaf: Any) -> Any:
         nonlocal found
         path = path_name(key_path)
+        if leaf is not None and not isinstance(leaf, int | float | complex):
+            check_array(path, leaf)
         if leaf is None or not where(path, leaf):
             return None
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
@@ -155,12 +165,13 @@ def map_masked(f: Callable[..., Any], masks: Any, *trees: Any) -> Any:
     return jax.tree.map(f, masks, *trees, is_leaf=is_none)
 
 
-def check_like(masks: Any, params: Any, *, like: str = 'params') -> None:
+def check_like(masks: Any, params: Any, *, name: str = 'masks', like: str = 'params') -> None:
     """Raises unless `masks` has the structure of `params` and each mask its leaf's shape.
 
     Args:
       masks: tree to check; `None` matches any leaf, or a whole branch.
       params: tree it must be like; where this has `None`, so must `masks`.
+      name: of the first tree in the message.
       like: name of the second tree in the message.
 
     Raises:
@@ -171,18 +182,18 @@ def check_like(masks: Any, params: Any, *, like: str = 'params') -> None:
     for path in [p for p in expected if p not in found]:
         if any(_is_under(path, branch) for branch in branches):
             continue
-        raise ValueError(f'masks have no leaf {path!r}, which {like} have')
+        raise ValueError(f'{name} have no leaf {path!r}, which {like} have')
     for path in [p for p in found if p not in expected]:
         if path in branches and any(_is_under(other, path) for other in expected):
             continue
-        raise ValueError(f'masks have a leaf {path!r}, which {like} do not have')
+        raise ValueError(f'{name} have a leaf {path!r}, which {like} do not have')
     for path, leaf in found.items():
         if leaf is None:
             continue
         if expected[path] is None or jnp.shape(leaf) != jnp.shape(expected[path]):
             other = None if expected[path] is None else jnp.shape(expected[path])
             raise ValueError(
-                f'masks have shape {jnp.shape(leaf)} at {path!r} where {like} have {other}'
+                f'{name} have shape {jnp.shape(leaf)} at {path!r} where {like} have {other}'
             )
 
 

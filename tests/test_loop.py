@@ -262,6 +262,18 @@ def test_a_run_on_other_data_is_not_gone_on_with(finished, prepared, tmp_path):
         loop.run(convnet(prepared), tmp_path / 'run')
 
 
+def test_wall_times_that_were_cut_are_told_before_more_are_added(finished, prepared, tmp_path):
+    shutil.copytree(finished[0], tmp_path / 'run')
+    path = tmp_path / 'run' / 'timings.csv'
+    path.write_text(path.read_text()[:-3])
+    with pytest.raises(
+        BadInput, match=r"timings\.csv, line \d+, is '.*, not technique,level,seconds"
+    ):
+        loop.run(convnet(prepared), tmp_path / 'run')
+    path.unlink()
+    loop.run(convnet(prepared), tmp_path / 'run')
+
+
 def test_a_stopped_run_can_be_reported(prepared, tmp_path):
     stops = iter([None] * 8 + [15])
     with pytest.raises(Interrupted):

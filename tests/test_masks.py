@@ -25,6 +25,11 @@ def leaves_of(tree):
     return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(tree)]
 
 
+def test_absolute_is_a_boolean():
+    with pytest.raises(ValueError, match=r'absolute must be True or False, got 0\.3'):
+        jp.masks.leaf_top({'a': jnp.ones((2, 2))}, 0.5, absolute=0.3)
+
+
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16], ids=['float32', 'bfloat16'])
 @pytest.mark.parametrize('ties', [False, True])
 @pytest.mark.parametrize('density', [0.01, 0.2, 0.5, 0.8, 1.0])

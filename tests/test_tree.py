@@ -29,7 +29,7 @@ def test_prunable_by_default(leaf, expected):
     assert tree.prunable('any', leaf) is expected
 
 
-@pytest.mark.parametrize('name', ['bias', 'scale', 'query/bias', 'bias/value', '0/scale/value'])
+@pytest.mark.parametrize('name', ['bias', 'scale', 'q_bias', 'bias/value', '0/scale/value'])
 def test_what_is_called_bias_or_scale_is_not_prunable(name):
     assert not tree.prunable(name, jnp.ones((4, 8)))
     assert tree.prunable(
@@ -63,6 +63,11 @@ def test_the_predicate_sees_path_and_leaf():
 def test_nothing_prunable_names_the_leaves():
     with pytest.raises(ValueError, match=r"nothing is prunable among the 1 leaves \{'b': \(3,\)\}"):
         tree.map_prunable(lambda _, leaf: leaf, {'b': jnp.ones(3), 'n': None})
+
+
+def test_a_leaf_that_is_no_array_is_named():
+    with pytest.raises(ValueError, match="leaf 'name' is 'dense', a str: make it an array"):
+        tree.map_prunable(lambda _, leaf: leaf, {'kernel': jnp.ones((2, 2)), 'name': 'dense'})
 
 
 def test_covered_by_masks():
@@ -103,6 +108,11 @@ def test_nnx_state():
 def test_unlike_trees_are_named(masks, message):
     with pytest.raises(ValueError, match=message):
         tree.check_like(masks, {'a': jnp.ones((2, 2)), 'b': jnp.ones(2)})
+
+
+def test_the_trees_have_the_names_they_are_given():
+    with pytest.raises(ValueError, match="scores have no leaf 'a', which weights have"):
+        tree.check_like({}, {'a': jnp.ones(2)}, name='scores', like='weights')
 
 
 def test_like_trees_pass():

@@ -146,8 +146,8 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
         raise _bad('schedule.warmup_steps', c.schedule.warmup_steps, 'in [0, train.steps)')
     drops = [round(share * c.train.steps) for share in c.schedule.drops]
     within = all(c.schedule.warmup_steps < step < c.train.steps for step in drops)
-    if not within or len(set(drops)) < len(drops):
-        expected = 'shares of train.steps after the warm-up, each at a step of its own'
+    if not within or drops != sorted(set(drops)):
+        expected = 'rising shares of train.steps after the warm-up, each at a step of its own'
         raise _bad('schedule.drops', c.schedule.drops, expected)
     if c.optimizer.clip_norm is not None and not 0 < c.optimizer.clip_norm < float('inf'):
         raise _bad('optimizer.clip_norm', c.optimizer.clip_norm, 'above 0, finite')

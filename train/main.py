@@ -79,8 +79,8 @@ def join() -> None:
     except (RuntimeError, ValueError) as error:
         fail(
             BadInput(
-                f'the other processes cannot be joined: {error}. Outside SLURM, Open MPI, '
-                'Kubernetes and Cloud TPU set --coordinator=HOST:PORT --processes=N '
+                f'the other processes cannot be joined: {str(error).rstrip(".")}. Outside SLURM, '
+                'Open MPI, Kubernetes and Cloud TPU set --coordinator=HOST:PORT --processes=N '
                 '--process=NUMBER'
             )
         )

@@ -116,14 +116,27 @@ def write_tables(
     _write_table(workdir / 'results.csv', COLUMNS, rows)
 
 
+def check_timings(workdir: Path) -> None:
+    """Raises `BadInput` where a line of `timings.csv` was cut or edited, before more are added."""
+    path = workdir / 'timings.csv'
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    for number, text in enumerate(lines[1:], 2):
+        cells = text.split(',')
+        if len(cells) != 3 or not text.endswith('\n') or not cells[2].strip():
+            raise BadInput(
+                f'{path}, line {number}, is {text!r}, not technique,level,seconds: mend it, or '
+                'delete the file, which holds wall times only; nothing was touched'
+            )
+
+
 def append_timing(workdir: Path, segment: Segment, seconds: float) -> None:
     """Adds a line to `timings.csv`, the one table that depends on the clock."""
     if not processes.writes() or not workdir.is_dir():  # it has gone: another error says so
         return
     path = workdir / 'timings.csv'
-    header = '' if path.exists() else 'technique,level,seconds\n'
-    with path.open('a') as file:
-        file.write(f'{header}{segment.technique},{segment.level},{seconds:.3f}\n')
+    before = path.read_text() if path.exists() else 'technique,level,seconds\n'
+    own = f'{segment.technique},{segment.level},{seconds:.3f}\n'
+    write_whole(path, (before + own).encode())
 
 
 def write_about(

@@ -43,6 +43,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise BadInput(f'cannot write to {workdir}: {existing} is not a folder one can write to')
+    results.check_timings(workdir)
     path = workdir / _CONFIG
     if path.exists():
         try:

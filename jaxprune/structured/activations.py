@@ -35,7 +35,7 @@ def activation(groups: Groups, params: Params, *args: Any) -> Importance:
     Source: Hu et al. 2016, arXiv:1607.03250, for activations as a criterion. Deviation: the mean
       magnitude and not the share of zeros, so that it ranks units of any activation function.
     """
-    tree.check_like(params, groups.params)
+    tree.check_like(params, groups.params, name='params', like='those of groups')
     count = len(tree.present(params))
     closed, _ = trace.closed_jaxpr(groups.fn, params, *args)
     block, _ = coupled.traced(closed, count)

@@ -29,7 +29,7 @@ def dead(groups: Groups, params: Params, *args: Any) -> Keep:
     Raises:
       ValueError: parameters of other shapes.
     """
-    tree.check_like(params, groups.params)
+    tree.check_like(params, groups.params, name='params', like='those of groups')
     names = [path for path, _ in tree.present(params)]
     closed, _ = trace.closed_jaxpr(groups.fn, groups.params, *args)
     block, _ = coupled.traced(closed, len(names))

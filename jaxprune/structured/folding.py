@@ -79,7 +79,7 @@ def fold(groups: Groups, params: Params, *args: Any) -> Params:
     Raises:
       ValueError: parameters of other shapes.
     """
-    tree.check_like(params, groups.params)
+    tree.check_like(params, groups.params, name='params', like='those of groups')
     closed, _ = trace.closed_jaxpr(groups.fn, groups.params, *args)
     program = inline.inlined(closed)
     leaves, structure = jax.tree.flatten(params)

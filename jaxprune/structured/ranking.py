@@ -44,7 +44,7 @@ def importance(
       ValueError: scores unlike the parameters; a score that is not finite; none at all.
     Source: Fang et al. 2023, arXiv:2301.12900, section 3.4, for sums over coupled parameters.
     """
-    tree.check_like(scores, groups.params)
+    tree.check_like(scores, groups.params, name='scores', like='params of groups')
     if reduce not in ('sum', 'mean'):
         raise ValueError(f"reduce={reduce!r} must be 'sum' or 'mean'")
     leaves = {path: np.asarray(leaf, np.float64) for path, leaf in tree.present(scores)}

@@ -40,7 +40,7 @@ def shrink(params: Params, groups: Groups, keep: Keep) -> Shrunk:
       ValueError: parameters of other shapes; a keep set that does not fit, see `check`.
     """
     check(groups, keep)
-    tree.check_like(params, groups.params)
+    tree.check_like(params, groups.params, name='params', like='those of groups')
     return Shrunk(narrow(params, groups, keep), rewritten(groups.fn, groups, keep))
 
 
