@@ -38,7 +38,7 @@ from train.networks import Networks
 from train.timeline import Segment
 from train.trainer import Measured, TrainState
 
-Tables = dict[str, list[dict[str, Any]]]
+Tables = dict[str, list[Any]]
 """The rows of the tables of a run so far: `rows` of `results.csv`, `layers` of `layers.csv`."""
 
 

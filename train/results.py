@@ -98,22 +98,23 @@ def sizes(layers: Sequence[jp.report.Record], full: jp.report.Record, macs: int)
     }
 
 
-def layer_rows(cell: Mapping[str, Any], layers: Sequence[jp.report.Record]) -> list[dict[str, Any]]:
-    """Makes the rows of `layers.csv` of one network, a row a leaf."""
+def layer_rows(cell: Mapping[str, Any], layers: Sequence[jp.report.Record]) -> list[list[Any]]:
+    """Makes the rows of `layers.csv` of one network, a row a leaf, as lists: they are many."""
+    own = [cell[name] for name in LAYER_COLUMNS[:3]]
+    shape = lambda layer: 'x'.join(map(str, layer.shape or ()))
     return [
-        {name: cell[name] for name in LAYER_COLUMNS[:3]}
-        | {'path': layer.path, 'shape': 'x'.join(map(str, layer.shape or ()))}
-        | {'parameters': layer.parameters, 'prunable': layer.prunable, 'kept': layer.kept}
+        [*own, layer.path, shape(layer), layer.parameters, layer.prunable, layer.kept]
         for layer in layers
     ]
 
 
 def write_tables(
-    workdir: Path, rows: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]
+    workdir: Path, rows: Sequence[Mapping[str, Any]], layers: Sequence[Sequence[Any]]
 ) -> None:
     """Writes `results.csv` and `layers.csv` anew, so that a resumed run writes the same bytes."""
     _write_table(workdir / 'layers.csv', LAYER_COLUMNS, layers)
-    _write_table(workdir / 'results.csv', COLUMNS, rows)
+    cells = [[row.get(name, '') for name in COLUMNS] for row in rows]
+    _write_table(workdir / 'results.csv', COLUMNS, cells)
 
 
 def check_timings(workdir: Path) -> None:
@@ -269,9 +270,7 @@ def write_whole(path: Path, content: bytes) -> None:
     part.replace(path)
 
 
-def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+    csv.writer(text, lineterminator='\n').writerows([columns, *rows])
     write_whole(path, text.getvalue().encode())
