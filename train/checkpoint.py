@@ -105,27 +105,26 @@ def newest_whole(
     lacking = {step: needed(step) - set(whole) for step in whole}
     done = max((step for step in whole if not lacking[step]), default=0)
     later = [step for step in whole if step > done]
-    said = list(wrong.values())
-    if later:
-        missed = sorted(lacking[later[-1]])
-        gone = [step for step in missed if step not in wrong]
-        said += [f'{store.directory}/{step} is missing' for step in gone]
-        said[-1] += f'; what is still to do restores {_and(missed)}'
+    missed = sorted(lacking[later[-1]]) if later else []
+    gone = [step for step in missed if step not in wrong]
+    said = [*wrong.values(), *(f'{store.directory}/{step} is missing' for step in gone)]
+    why = f'; what is still to do restores {_listed(missed)}' if missed else ''
     if steps and not done:
+        more = f'; and {len(said) - 3} more' if len(said) > 3 else ''
         raise BadInput(
-            f'no checkpoint can be gone on from: {"; ".join(said)}. Put the files back, or choose '
-            f'another workdir to begin anew; nothing was touched, and {len(whole)} of {len(steps)} '
-            'checkpoints are whole'
+            f'no checkpoint can be gone on from: {"; ".join(said[:3])}{more}{why}. Put the files '
+            'back, or choose another workdir to begin anew; nothing was touched, and '
+            f'{len(whole)} of {len(steps)} checkpoints are whole'
         )
     if later:
-        said[-1] += f', so that {_and(later)}, which are whole, are made again'
+        said[-1] += f'{why}, so that {_listed(later)}, which are whole, are made again'
     for step in steps:
         if step in wrong or step > done:
             store.delete(step)
     return done, said
 
 
-def _and(steps: Sequence[int]) -> str:
+def _listed(steps: Sequence[int]) -> str:
     return ('step ' if len(steps) == 1 else 'steps ') + ', '.join(map(str, steps))
 
 
