@@ -13,11 +13,12 @@ os.environ['XLA_FLAGS'] = (
     + ' --xla_force_host_platform_device_count=8'
     + ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
-# The workers, and the runs that tests start, share what they compile; each session starts afresh.
-if 'PYTEST_XDIST_WORKER' not in os.environ:
+# The workers, and the runs that tests start, share what they compile; each session starts afresh,
+# unless it is told where others left what they compiled.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='jaxprune-tests-')
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
-    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 import jax
 import pytest
