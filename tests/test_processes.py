@@ -157,6 +157,9 @@ def test_they_share_a_config(data, tmp_path):
     assert codes == [2, 2] and not workdir.exists(), said
     assert 'the config of this process is not that of process 0' in said[1][1]
     assert 'another process of this run cannot begin' in said[0][1]
+    codes, said = end(start(workdir, data, own=((), ('--workdir=/dev/null/run',))))
+    assert codes == [2, 2] and not workdir.exists(), said
+    assert 'cannot write to /dev/null/run' in said[1][1] and 'another process' in said[0][1]
 
 
 @pytest.mark.exhaustive

@@ -73,10 +73,12 @@ def run(
       Interrupted: SIGTERM or Ctrl-C; the run was saved.
     """
     workdirs.agree(config)
-    config_lib.check(config, jax.device_count())
-    workdirs.check(workdir, config)
+    with processes.together():
+        config_lib.check(config, jax.device_count())
+        workdirs.check(workdir, config)
     segments = lay_out(config)
-    networks, pipeline = prepare(config)
+    with processes.together():
+        networks, pipeline = prepare(config)
     with (
         workdirs.claim(workdir, config),
         checkpoint.open_store(workdir / 'checkpoints', kept(config, segments)) as store,

@@ -1,6 +1,7 @@
 """Several processes that train one network together: one writes, and all agree."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -45,10 +46,16 @@ def one_first(function: Callable[[], T]) -> T:
     return function()
 
 
-def fail_together(error: BadInput | None) -> None:
-    """Raises the error of this process, or says that another has one; all have to call it."""
-    failed = jax.process_count() > 1 and agreed(None if error is None else 1)
-    if error is not None:
-        raise error
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Fails in all processes, which all have to enter it, where the block has bad input in one."""
+    own = None
+    try:
+        yield
+    except BadInput as error:
+        own = error
+    failed = jax.process_count() > 1 and agreed(None if own is None else 1)
+    if own is not None:
+        raise own
     if failed:
         raise BadInput('another process of this run cannot begin: it says why')

@@ -62,12 +62,10 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
 def agree(config: ml_collections.ConfigDict) -> None:
     """Raises `BadInput` where the processes of a run have different configs."""
     own = hashlib.sha256(config_lib.to_json(config).encode()).digest()
-    failed = None
-    if processes.of_writer(own) != own:
-        failed = BadInput(
-            'the config of this process is not that of process 0; nothing was touched'
-        )
-    processes.fail_together(failed)
+    same = processes.of_writer(own) == own
+    with processes.together():
+        if not same:
+            raise BadInput('the config of this process is not that of process 0')
 
 
 @contextlib.contextmanager
@@ -78,23 +76,19 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
       BadInput: it cannot be written, another run is in it, or processes have different ones.
     """
     with contextlib.ExitStack() as stack:
-        failed, token = None, secrets.token_bytes(16)
-        if processes.writes():
-            try:
+        token = processes.of_writer(secrets.token_bytes(16)).hex()
+        with processes.together():
+            if processes.writes():
                 lock = stack.enter_context(_lock(workdir))
                 lock.truncate(0)
-                lock.write(token.hex())
+                lock.write(token)
                 lock.flush()
-            except BadInput as error:
-                failed = error
-        processes.fail_together(failed)
-        token = processes.of_writer(token)
-        if not _finds(workdir / _LOCK, token.hex()):
-            failed = BadInput(
-                f'{workdir} of this process is not the workdir of process 0: they need one that '
-                'they share, on a file system that all machines see'
-            )
-        processes.fail_together(failed)
+        with processes.together():
+            if not _finds(workdir / _LOCK, token):
+                raise BadInput(
+                    f'{workdir} of this process is not the workdir of process 0: they need one '
+                    'that they share, on a file system that all machines see'
+                )
         results.write_whole(workdir / _CONFIG, config_lib.to_json(config).encode())
         yield
 
