@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[1]
 
 def test_a_workdir_that_is_not_that_of_process_0(tmp_path, monkeypatch):
     monkeypatch.setattr(workdirs, '_VISIBLE', 0.2)
-    monkeypatch.setattr(processes, 'of_writer', lambda content: content[::-1])
+    monkeypatch.setattr(processes, 'writes', lambda: False)
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / '.lock').write_text('the token of a run before')
     with (
         pytest.raises(BadInput, match='run of this process is not the workdir of process 0'),
         workdirs.claim(tmp_path / 'run', digits.get_config()),
