@@ -1,6 +1,7 @@
 """Checkpoints through orbax: the state of training and the rows of results so far."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,20 @@ def newest_whole(
     Raises:
       BadInput: there are checkpoints and none can be gone on from; nothing was removed.
     """
+    found = None
+    with processes.together():
+        if processes.writes():  # one reads them all, and the others go by what it finds
+            found = _judged(store, needed)
+    done, said, useless = json.loads(processes.of_writer(json.dumps(found).encode()))
+    for step in useless:
+        store.delete(step)
+    return done, said
+
+
+def _judged(
+    store: ocp.CheckpointManager, needed: Callable[[int], set[int]]
+) -> tuple[int, list[str], list[int]]:
+    """Does the same but for removing; returns also the steps that are to be removed."""
     steps = sorted(store.all_steps())
     wrong = {step: text for step in steps if (text := _damage(store, step))}
     whole = [step for step in steps if step not in wrong]
@@ -118,10 +133,7 @@ def newest_whole(
         )
     if later:
         said[-1] += f'{why}, so that {_listed(later)}, which are whole, are made again'
-    for step in steps:
-        if step in wrong or step > done:
-            store.delete(step)
-    return done, said
+    return done, said, [step for step in steps if step in wrong or step > done]
 
 
 def _listed(steps: Sequence[int]) -> str:

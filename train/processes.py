@@ -27,10 +27,12 @@ def agreed(number: int | None) -> int | None:
 
 
 def of_writer(content: bytes) -> bytes:
-    """Takes the bytes of the process that writes; all have to ask, with as many bytes."""
+    """Takes the bytes of the process that writes; all have to ask, with bytes of their own."""
     if jax.process_count() == 1:
         return content
-    return bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(content, np.uint8)))
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    own = np.frombuffer(content[:size].ljust(size), np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(own))
 
 
 def one_first(function: Callable[[], T]) -> T:
