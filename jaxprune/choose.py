@@ -1,12 +1,13 @@
 """Choosing in a whole tree: the units of the highest scores, within a budget."""
 
+import functools
 import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune import budgets, counting, patterns, select, tree
+from jaxprune import budgets, counting, layouts, patterns, select, tree
 from jaxprune.budgets import Budget, Keep
 from jaxprune.patterns import Pattern, Units
 from jaxprune.tree import Masks, Scores
@@ -44,6 +45,20 @@ def top(
     """
     if not isinstance(absolute, bool):
         raise ValueError(f'absolute must be True or False, got {absolute!r}')
+    own = functools.partial(_top, pattern=pattern, floor=floor, absolute=absolute)
+    chosen: Masks = layouts.like(own, scores)(scores, budget, masks)
+    return chosen
+
+
+def _top(
+    scores: Scores,
+    budget: Budget,
+    masks: Masks | None,
+    *,
+    pattern: Pattern | Mapping[str, Pattern],
+    floor: float,
+    absolute: bool,
+) -> Masks:
     if absolute and (masks is not None or floor or pattern is not patterns.unstructured):
         scores, absolute = jax.tree.map(jnp.abs, scores), False
     if masks is not None:

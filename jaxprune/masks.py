@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import budgets, counting, patterns, tree
+from jaxprune import budgets, counting, layouts, patterns, tree
 from jaxprune import choose as choose_lib
 from jaxprune.packing import Packed, pack, unpack
 from jaxprune.patterns import Pattern
@@ -203,7 +203,9 @@ def shuffle(masks: Masks, key: jax.Array) -> Masks:
         if mask is None:
             return None
         own = jax.random.fold_in(key, places[tree.path_name(path)])
-        return jax.random.permutation(own, mask.reshape(-1)).reshape(mask.shape)
+        permute = lambda x, own: jax.random.permutation(own, x.reshape(-1)).reshape(x.shape)
+        permuted: jax.Array = layouts.like(permute, mask)(mask, own)
+        return permuted
 
     masks = unpack(masks)
     tree.check_masks(masks, masks)
@@ -227,7 +229,7 @@ def apply(params: Params, masks: Masks) -> Params:
     masks = unpack(masks)
     tree.check_masks(masks, params)
     return tree.map_masked(
-        lambda m, w: w if m is None else jnp.where(m, w, jnp.zeros_like(w)),
+        lambda m, w: w if m is None else jnp.where(layouts.moved(m, w), w, jnp.zeros_like(w)),
         tree.in_structure_of(masks, params),
         params,
     )

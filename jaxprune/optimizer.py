@@ -65,7 +65,7 @@ def pruned(
     ) -> tuple[Any, PrunedState]:
         if params is None:
             raise ValueError('pruned needs the parameters: call tx.update(grads, state, params)')
-        masks = packing.unpack(state.masks)
+        masks = packing.unpack(state.masks, params)
         updates = tree.map_masked(_mask_gradient, _of_gradients(masks), updates)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         updates = tree.map_masked(_land_on_zero, masks, updates, params)

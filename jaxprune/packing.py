@@ -1,12 +1,13 @@
 """Masks at one bit a weight."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune import tree
+from jaxprune import layouts, tree
 from jaxprune.tree import Masks
 
 BYTE = 8
@@ -58,18 +59,19 @@ def pack(masks: Masks) -> Masks:
     )
 
 
-def unpack(masks: Masks) -> Masks:
+def unpack(masks: Masks, like: Any = None) -> Masks:
     """Unpacks masks to booleans; in a jitted step no boolean mask need ever lie in memory.
 
     Args:
       masks: what `pack` made; what is not packed stays as it is.
+      like: parameters, or what is like them, whose layout over explicit axes of a mesh the booleans
+        get; packed, an axis may be too short to be divided.
 
     Returns:
       The tree with booleans.
     """
-    return jax.tree.map(
-        lambda m: _unpack(m) if isinstance(m, Packed) else m, masks, is_leaf=_is_leaf
-    )
+    one = lambda m, *like: _unpack(m, *like) if isinstance(m, Packed) else m
+    return jax.tree.map(one, masks, *([] if like is None else [like]), is_leaf=_is_leaf)
 
 
 def is_packed(masks: Masks) -> bool:
@@ -96,21 +98,40 @@ def _pack(mask: jax.Array) -> Packed | jax.Array:
         return mask  # a scalar
     axis = _axis(mask.shape)
     length = mask.shape[axis]
-    padding = [(0, 0)] * mask.ndim
-    padding[axis] = (0, -length % BYTE)
-    bytes_ = _split(jnp.pad(mask, padding), axis)
-    weights = _bits(bytes_.ndim, axis)
-    bits = jnp.sum(jnp.where(bytes_, weights, jnp.uint8(0)), axis, dtype=jnp.uint8)
+    shape = list(mask.shape)
+    shape[axis] = -(-length // BYTE)
+    bits: jax.Array = _laid_out(_to_bits, mask, shape)(mask, axis)
     return Packed(bits, axis, length)
 
 
-def _unpack(packed: Packed) -> jax.Array:
+def _to_bits(mask: jax.Array, axis: int) -> jax.Array:
+    padding = [(0, 0)] * mask.ndim
+    padding[axis] = (0, -mask.shape[axis] % BYTE)
+    bytes_ = _split(jnp.pad(mask, padding), axis)
+    weights = _bits(bytes_.ndim, axis)
+    return jnp.sum(jnp.where(bytes_, weights, jnp.uint8(0)), axis, dtype=jnp.uint8)
+
+
+def _unpack(packed: Packed, like: jax.Array | None = None) -> jax.Array:
+    shape = list(packed.bits.shape)
+    shape[packed.axis] = packed.length
+    mask: jax.Array = _laid_out(_to_mask, packed.bits if like is None else like, shape)(packed)
+    return mask
+
+
+def _to_mask(packed: Packed) -> jax.Array:
     axis = packed.axis
     bits = jnp.expand_dims(packed.bits, axis)
     ones = bits & _bits(bits.ndim, axis) != 0
     shape = list(packed.bits.shape)
     shape[axis] *= BYTE
     return jax.lax.slice_in_dim(ones.reshape(shape), 0, packed.length, axis=len(shape) + axis)
+
+
+def _laid_out(f: Callable[..., Any], x: jax.Array, shape: Sequence[int]) -> Callable[..., Any]:
+    """Makes f return an array of a shape that is laid out as x, as far as it can be."""
+    layout = layouts.of(x)
+    return f if layout is None else layouts.laid_out(f, layouts.fitting(layout, tuple(shape)))
 
 
 def _axis(shape: tuple[int, ...]) -> int:

@@ -12,7 +12,7 @@ import jaxprune as jp
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: {'tree', 'counting', 'precision', 'packing'},
+    0: {'tree', 'counting', 'precision', 'layouts', 'packing'},
     1: {'scores', 'select', 'patterns', 'budgets', 'allocate', 'choose', 'masks'},
     2: {'optimizer', 'rewind', 'rates', 'gradual', 'report', 'cost', 'structured'},
     3: {'rounds'},

@@ -79,6 +79,16 @@ def test_bad_values_are_refused(field, value, message):
         config_lib.check(config, devices=2)
 
 
+def test_a_section_that_is_missing():
+    config = digits.get_config()
+    with config.unlocked():
+        del config.mesh
+    with pytest.raises(
+        BadInput, match=r'configs/digits\.py has is missing from the config: .*mesh'
+    ):
+        config_lib.check(config, devices=2)
+
+
 def test_a_floor_needs_the_global_allocation():
     config = digits.get_config()
     config.prune.floor, config.prune.allocation = 0.1, 'uniform'

@@ -68,12 +68,18 @@ def unrecord(checkpoint):
     path.write_text(path.read_text().replace('"level": 0', '"level": 1'))
 
 
+def replace(checkpoint):
+    shutil.rmtree(checkpoint)
+    shutil.copytree(checkpoint.with_name('60'), checkpoint)
+
+
 @pytest.mark.parametrize(
     ('harm', 'steps', 'messages'),
     [
         (truncate, (70, 60), ['is not as it was written']),
         (lose, (70, 60), ['is missing']),
         (unseal, (70, 60), ['cannot be read']),
+        (replace, (70, 60), ['70 is that of step 60']),
         (unrecord, (70, 60), ['the progress in', 'is not as it was written']),
         # later rounds begin from these: what came after them has to be made again
         (flip, (60, 40), ['not as it was written; what is still to do restores step 60', '70']),

@@ -14,6 +14,7 @@ import test_readme
 
 import jaxprune as jp
 from configs import digits
+from train import config as config_lib
 from train import data, loop, models, progress, results, workdirs
 from train import step as step_lib
 from train.errors import BadInput, Diverged, Interrupted
@@ -270,8 +271,21 @@ def test_wall_times_that_were_cut_are_told_before_more_are_added(finished, prepa
         BadInput, match=r"timings\.csv, line \d+, is '.*, not technique,level,seconds"
     ):
         loop.run(convnet(prepared), tmp_path / 'run')
+    path.write_bytes(b'\xff\x00')
+    with pytest.raises(BadInput, match=r'timings\.csv, line 1, is '):
+        loop.run(convnet(prepared), tmp_path / 'run')
     path.unlink()
     loop.run(convnet(prepared), tmp_path / 'run')
+
+
+def test_a_file_where_a_folder_belongs(tmp_path):
+    config = tiny(tmp_path)
+    (tmp_path / 'config.json').write_text(config_lib.to_json(config))
+    (tmp_path / 'checkpoints').write_text('')
+    with pytest.raises(BadInput, match='checkpoints is no folder'):
+        loop.run(config, tmp_path)
+    with pytest.raises(BadInput, match='cannot write to x'):
+        loop.run(config, Path('x' * 300))
 
 
 def test_a_stopped_run_can_be_reported(prepared, tmp_path):
@@ -297,7 +311,7 @@ def test_what_others_wrote_is_not_overwritten(prepared, tmp_path, name):
         loop.run(tiny(prepared), tmp_path)
 
 
-@pytest.mark.parametrize('workdir', ['', 'run[1]'])
+@pytest.mark.parametrize('workdir', ['', 'run[1]', 'gs://bucket/run', 'a\\b'])
 def test_workdirs_that_cannot_be(prepared, workdir):
     with pytest.raises(BadInput, match='name a folder of its own'):
         loop.run(tiny(prepared), Path(workdir))

@@ -1,6 +1,7 @@
 """Weights split over devices: the same masks, laid out like their weights, and other meshes."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -129,6 +130,29 @@ def test_a_run_goes_on_with_fewer_devices(devices, prepared, whole, tmp_path, mo
 def test_which_axes_are_split(shape, expected, prepared):
     mesh = layout.make_mesh(fields(prepared, fsdp=2, tensor=2))
     assert layout.spec(shape, mesh) == expected
+
+
+@pytest.mark.parametrize(
+    ('processes', 'tensor', 'expected'),
+    [
+        ([0, 0, 0, 0], 1, [(0, 1)]),
+        ([0, 0, 1, 1], 1, [(0, 2), (1, 2)]),
+        ([0, 0, 1, 1], 2, [(0, 2), (1, 2)]),
+        ([0, 0, 1, 1], 4, [(0, 1), (0, 1)]),  # both hold the one batch
+        ([0, 1, 2, 3], 2, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ([0, 0, 0, 1, 1, 1], 2, None),  # the part in the middle is held by both
+    ],
+)
+def test_which_share_of_a_batch_a_process_reads(processes, tensor, expected, monkeypatch):
+    devices = np.array([SimpleNamespace(process_index=number) for number in processes])
+    mesh = SimpleNamespace(devices=devices.reshape(-1, 1, tensor), shape={'tensor': tensor})
+    for number in sorted(set(processes)):
+        monkeypatch.setattr(jax, 'process_index', lambda number=number: number)
+        if expected is None:
+            with pytest.raises(BadInput, match=r'tensor is 2, which divides the devices of a proc'):
+                layout.feeding(mesh)
+        else:
+            assert layout.feeding(mesh) == expected[number]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -31,6 +32,13 @@ def test_a_workdir_that_is_not_that_of_process_0(tmp_path, monkeypatch):
     ):
         raise AssertionError
     assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_processes_need_as_many_devices(monkeypatch):
+    devices = [SimpleNamespace(process_index=number) for number in (0, 0, 0, 1)]
+    monkeypatch.setattr(jax, 'devices', lambda: devices)
+    with pytest.raises(BadInput, match='as many devices: process 0 has 3, process 1 has 1'):
+        processes.check_devices()
 
 
 def free_port():

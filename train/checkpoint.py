@@ -71,7 +71,7 @@ def save(
         raise Broken(f'{store.directory} has disappeared, with all that was saved there')
     args = ocp.args.Composite(state=ocp.args.StandardSave(state))
     with _told(store):  # an item of its own for the progress would be saved by threads of its own
-        store.save(step, args=args, custom_metadata=integrity.sealed(progress))
+        store.save(step, args=args, custom_metadata=integrity.sealed([step, progress]))
 
 
 def finish(store: ocp.CheckpointManager) -> None:
@@ -161,7 +161,10 @@ def restore(store: ocp.CheckpointManager, step: int, like: Any) -> Any:
 
 def restore_progress(store: ocp.CheckpointManager, step: int) -> Any:
     """Restores the progress that was saved with a step; `ValueError` where it is damaged."""
-    return integrity.unsealed(store.metadata(step).custom_metadata)
+    own, progress = integrity.unsealed(store.metadata(step).custom_metadata)
+    if own != step:
+        raise ValueError(f'is that of step {own}')
+    return progress
 
 
 @contextlib.contextmanager

@@ -64,6 +64,10 @@ def check(config: ml_collections.ConfigDict, devices: int) -> None:
         _check(config, devices)
     except TypeError as error:  # a tuple with something else than numbers, most often
         raise BadInput(f'a field of the config has a value of another kind: {error}') from error
+    except (AttributeError, KeyError) as error:
+        raise BadInput(
+            f'a field that configs/digits.py has is missing from the config: {error}'
+        ) from error
 
 
 def _check(config: ml_collections.ConfigDict, devices: int) -> None:

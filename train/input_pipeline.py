@@ -92,8 +92,14 @@ def _held(config: ml_collections.ConfigDict, mesh: Mesh) -> InputPipeline:
         seed=config.data.split_seed,
         test_split=config.data.test_split,
     )
-    dataset = processes.one_first(load)  # it may prepare files
+    with processes.together():
+        dataset = processes.one_first(load)  # it may prepare files
     parts = {name: getattr(dataset, name) for name in PARTS}
+    fingerprint = functools.cache(
+        lambda: {name: data.fingerprint(part) for name, part in parts.items()}
+    )
+    if jax.process_count() > 1:
+        processes.check_same('data', str(fingerprint()))
     on_devices = jax.device_put(parts, NamedSharding(mesh, P()))
     return InputPipeline(
         dataset.num_classes,
@@ -101,7 +107,7 @@ def _held(config: ml_collections.ConfigDict, mesh: Mesh) -> InputPipeline:
         dataset.train.labels.shape[1:],
         dataset.train.inputs[:1],
         _normalization(config, dataset.train),
-        lambda: {name: data.fingerprint(part) for name, part in parts.items()},
+        fingerprint,
         lambda keys, first: (on_devices['train'] for _ in itertools.count()),
         lambda part: (on_devices[name] for name in [part]),
         lambda: on_devices['train'],
@@ -116,14 +122,18 @@ def _streamed(config: ml_collections.ConfigDict, mesh: Mesh, steps: int) -> Inpu
     decoders = {keys[0]: tfds.decode.SkipDecoding()}
     sources = data.sources(c.name, builder, c.test_split, decoders=decoders)
     parts = _parts(sources, c.validation_examples, c.split_seed)
+    fingerprint = lambda: {name: _fingerprint(builder.info, c, name, parts[name]) for name in PARTS}
     for name, part in parts.items():
         if part[0][keys[1]] < 0:
             raise DatasetError(
                 f'{c.name!r} hides the labels of the {name} part: set config.data.test_split to a '
                 'split that has them'
             )
+    if jax.process_count() > 1:
+        processes.check_same('data', str(fingerprint()))
     options = {'batch_size': batch, 'image_size': c.image_size, 'workers': c.workers, 'keys': keys}
-    own_rows = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
+    share, shares = layout.feeding(mesh)
+    own_rows: dict[str, Any] = {'shard_index': share, 'shard_count': shares}
 
     def place(columns: Any, *axes: Any) -> Split:
         sharding = NamedSharding(mesh, P(*axes))
@@ -171,7 +181,7 @@ def _streamed(config: ml_collections.ConfigDict, mesh: Mesh, steps: int) -> Inpu
         (),
         np.zeros((1, c.image_size, c.image_size, 3), np.uint8),
         _normalization(config, None),
-        lambda: {name: _fingerprint(builder.info, c, name, parts[name]) for name in PARTS},
+        fingerprint,
         train,
         evaluate,
         sample,

@@ -9,11 +9,41 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
+from train.errors import BadInput
 
 REPLICAS, FSDP, TENSOR = 'replicas', 'fsdp', 'tensor'
 """Axes of the mesh: devices along the first hold the same weights, along the others parts."""
 BATCH = (REPLICAS, FSDP)
 """The axes that a batch is split over."""
+
+
+def feeding(mesh: Mesh) -> tuple[int, int]:
+    """Tells which share of each batch this process reads, and how many shares there are.
+
+    Processes whose devices hold the same part of a batch, as along the axis of tensors, read the
+    same share.
+
+    Args:
+      mesh: see `make_mesh`.
+
+    Returns:
+      The share of this process, from 0, and their number.
+
+    Raises:
+      BadInput: devices of two processes hold parts of a batch of which some are the same.
+    """
+    held: dict[int, set[int]] = {}
+    for part, devices in enumerate(mesh.devices.reshape(-1, mesh.shape[TENSOR])):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(part)
+    shares = sorted({tuple(sorted(parts)) for parts in held.values()})
+    if sum(map(len, shares)) != mesh.devices.size // mesh.shape[TENSOR]:
+        raise BadInput(
+            f'config.mesh.tensor is {mesh.shape[TENSOR]}, which divides the devices of a process '
+            'between parts of a batch that other processes hold too: choose a divisor, or a '
+            'multiple, of the devices of each process'
+        )
+    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
 def make_mesh(config: ml_collections.ConfigDict) -> Mesh:

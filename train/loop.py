@@ -32,7 +32,7 @@ from train import (
 from train import config as config_lib
 from train import keys as keys_lib
 from train import trainer as trainer_lib
-from train.errors import BadInput, Diverged, Interrupted
+from train.errors import BadInput, Broken, Diverged, Interrupted
 from train.input_pipeline import InputPipeline
 from train.networks import Networks
 from train.timeline import Segment
@@ -70,9 +70,11 @@ def run(
     Raises:
       BadInput: a config, a dataset or a workdir that cannot be used; nothing was changed.
       Diverged: a loss that is not finite.
+      Broken: data or checkpoints cannot be read or written any more; what was saved is kept.
       Interrupted: SIGTERM or Ctrl-C; the run was saved.
     """
-    workdirs.agree(config)
+    processes.check_devices()
+    processes.check_same('config', config_lib.to_json(config))
     with processes.together():
         config_lib.check(config, jax.device_count())
         workdirs.check(workdir, config)
@@ -92,7 +94,7 @@ def run(
             try:
                 rows = train_all(whole, done)
             except data.DatasetError as error:
-                raise BadInput(f'{error}; what was saved is kept') from error
+                raise Broken(f'{error}; what was saved is kept') from error
             write_artifacts(whole, rows)
             display.say(f'done: {workdir}/report.html')
 

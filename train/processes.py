@@ -1,6 +1,8 @@
 """Several processes that train one network together: one writes, and all agree."""
 
+import collections
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -48,13 +50,32 @@ def one_first(function: Callable[[], T]) -> T:
     return function()
 
 
+def check_devices() -> None:
+    """Raises `BadInput` where the processes of a run have different numbers of devices."""
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        each = ', '.join(f'process {process} has {n}' for process, n in sorted(counts.items()))
+        raise BadInput(f'all processes of a run need as many devices: {each}')
+
+
+def check_same(what: str, own: str) -> None:
+    """Raises `BadInput` in all processes where something is not the same in one."""
+    digest = hashlib.sha256(own.encode()).digest()
+    same = of_writer(digest) == digest
+    with together():
+        if not same:
+            raise BadInput(f'the {what} of this process is not that of process 0')
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Fails in all processes, which all have to enter it, where the block has bad input in one."""
-    own = None
+    own: Exception | None = None
     try:
         yield
-    except BadInput as error:
+    except jax.errors.JaxRuntimeError:
+        raise  # another process has died: there is none to tell
+    except (BadInput, OSError, RuntimeError, ValueError) as error:
         own = error
     failed = jax.process_count() > 1 and agreed(None if own is None else 1)
     if own is not None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +51,7 @@ LAYER_COLUMNS = (
     'prunable',
     'kept',
 )
+_TIMING_HEADER, _TIMING = 'technique,level,seconds\n', re.compile(r'\w+,\d+,\d+\.\d+\n')
 _PACKAGES = ('jaxprune', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
 
 
@@ -120,10 +122,12 @@ def write_tables(
 def check_timings(workdir: Path) -> None:
     """Raises `BadInput` where a line of `timings.csv` was cut or edited, before more are added."""
     path = workdir / 'timings.csv'
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    for number, text in enumerate(lines[1:], 2):
-        cells = text.split(',')
-        if len(cells) != 3 or not text.endswith('\n') or not cells[2].strip():
+    if not path.exists():
+        return
+    lines = path.read_text(errors='replace').splitlines(keepends=True) or ['']
+    for number, text in enumerate(lines, 1):
+        whole = _TIMING.fullmatch(text) if number > 1 else text == _TIMING_HEADER
+        if not whole:
             raise BadInput(
                 f'{path}, line {number}, is {text!r}, not technique,level,seconds: mend it, or '
                 'delete the file, which holds wall times only; nothing was touched'
@@ -135,7 +139,7 @@ def append_timing(workdir: Path, segment: Segment, seconds: float) -> None:
     if not processes.writes() or not workdir.is_dir():  # it has gone: another error says so
         return
     path = workdir / 'timings.csv'
-    before = path.read_text() if path.exists() else 'technique,level,seconds\n'
+    before = path.read_text() if path.exists() else _TIMING_HEADER
     own = f'{segment.technique},{segment.level},{seconds:.3f}\n'
     write_whole(path, (before + own).encode())
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import secrets
 import time
@@ -19,9 +18,10 @@ from train.errors import BadInput
 _CONFIG, _LOCK = 'config.json', '.lock'
 _VISIBLE = 60.0
 """Seconds after which a file system of several machines shows each what another wrote."""
+_FOLDERS = ('checkpoints', 'models')
 _WRITTEN = (
-    'checkpoints',
-    'models',
+    *_FOLDERS,
+    _CONFIG,
     'results.csv',
     'layers.csv',
     'timings.csv',
@@ -33,17 +33,21 @@ _WRITTEN = (
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Raises `BadInput` where a run of another config is, or nothing can be written."""
-    if str(workdir) in ('', '.') or '[' in str(workdir):
+    name = str(workdir)
+    if name in ('', '.') or any(part in name for part in ('[', '\\', ':/')):
         raise BadInput(
-            f'the workdir is {str(workdir)!r}: name a folder of its own, without brackets, which '
-            'the checkpoints cannot have in a path'
+            f'the workdir is {name!r}: name a folder of its own on a mounted file system, without '
+            'brackets, backslashes or a scheme such as gs://, which the checkpoints cannot have in '
+            'a path'
         )
     existing = workdir.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    try:
+        while not existing.exists():
+            existing = existing.parent
+    except OSError as error:  # a name that is too long
+        raise BadInput(f'cannot write to {workdir}: {error}') from error
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise BadInput(f'cannot write to {workdir}: {existing} is not a folder one can write to')
-    results.check_timings(workdir)
     path = workdir / _CONFIG
     if path.exists():
         try:
@@ -57,15 +61,12 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
             )
     elif found := [name for name in _WRITTEN if (workdir / name).exists()]:
         raise BadInput(f'{workdir} holds {found[0]} but no {_CONFIG}: choose another workdir')
-
-
-def agree(config: ml_collections.ConfigDict) -> None:
-    """Raises `BadInput` where the processes of a run have different configs."""
-    own = hashlib.sha256(config_lib.to_json(config).encode()).digest()
-    same = processes.of_writer(own) == own
-    with processes.together():
-        if not same:
-            raise BadInput('the config of this process is not that of process 0')
+    for name in _WRITTEN:
+        path = workdir / name
+        if path.exists() and path.is_dir() != (name in _FOLDERS):
+            kind = 'folder' if name in _FOLDERS else 'file'
+            raise BadInput(f'{path} is no {kind}: choose another workdir, or move it away')
+    results.check_timings(workdir)
 
 
 @contextlib.contextmanager

@@ -199,10 +199,10 @@ def straight_through(
         old, inner_state = state.pruned
         moves, inner_state = inner.update(updates, inner_state, state.memory, **extra_args)
         own = optax.apply_updates(state.memory, moves)
-        now = Now(state.step, packing.unpack(old), params, updates, own)
+        now = Now(state.step, packing.unpack(old, params), params, updates, own)
         renew = lambda masks: packing.pack_like(change(now), masks)
         held = wrapper.when(schedule.due(state.step), renew, old)
-        updates = tree.map_masked(_toward, packing.unpack(held), own, params)
+        updates = tree.map_masked(_toward, packing.unpack(held, params), own, params)
         step = optax.safe_increment(state.step)
         return updates, GradualState(step, PrunedState(held, inner_state), own)
 

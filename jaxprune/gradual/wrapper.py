@@ -92,11 +92,11 @@ def change_masks(
         if params is None:
             raise ValueError('masks need the parameters: call tx.update(grads, state, params)')
         held = state.pruned.masks
-        now = Now(state.step, packing.unpack(held), params, updates, state.memory)
+        now = Now(state.step, packing.unpack(held, params), params, updates, state.memory)
         now = now._replace(memory=method.remember(now))
 
         def change(state: PrunedState) -> PrunedState:
-            masks = packing.unpack(state.masks)
+            masks = packing.unpack(state.masks, params)
             new = method.change(now._replace(masks=masks))
             if method.regrows:
                 grown = tree.map_masked(_grown, new, masks)

@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxprune import tree
+from jaxprune import layouts, tree
 from jaxprune.precision import largest, over, wide
 from jaxprune.tree import Params, Predicate, Scores
 
@@ -78,7 +77,7 @@ def lamp(params: Params, *, where: Predicate = tree.prunable) -> Scores:
     Source: Lee et al. 2021, arXiv:2010.07611, section 2. Deviation: ties, which they leave open;
       rounding cannot turn the order within a leaf around.
     """
-    return tree.map_prunable(lambda _, w: _lamp(wide(w)), params, where=where)
+    return tree.map_prunable(lambda _, w: layouts.like(_lamp, w)(wide(w)), params, where=where)
 
 
 def random(params: Params, key: jax.Array, *, where: Predicate = tree.prunable) -> Scores:
@@ -109,15 +108,10 @@ def random(params: Params, key: jax.Array, *, where: Predicate = tree.prunable) 
 
 
 def _lamp(w: jax.Array) -> jax.Array:
-    sharding = jax.typeof(w).sharding
-    explicit = any(axes is not None for axes in sharding.spec)
-    if explicit:  # a sort along a sharded axis is an error where shardings are part of the type
-        w = jax.sharding.reshard(w, NamedSharding(sharding.mesh, PartitionSpec()))
     size = jnp.abs(w).ravel()
     size = over(size, largest(size))  # squares neither overflow nor all underflow
     order = jnp.argsort(-size, stable=True)  # descending: the sum over v ≥ u ends at u
     squares = size[order] ** 2
     ranked = over(squares, jnp.cumsum(squares))
     ranked = lax.cummin(ranked)  # rounding must not turn the order within a leaf around
-    scores = jnp.zeros_like(size).at[order].set(ranked, unique_indices=True).reshape(w.shape)
-    return jax.sharding.reshard(scores, sharding) if explicit else scores
+    return jnp.zeros_like(size).at[order].set(ranked, unique_indices=True).reshape(w.shape)
