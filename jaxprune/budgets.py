@@ -250,6 +250,10 @@ def rest(keep: int, fixed: Mapping[str, tuple[int, int]], others: Mapping[str, i
                 f'leaf, keep {taken}: set the density to {taken / total:.6g}, or take out a rule'
             )
         return 0
+    if not room:
+        raise ValueError(
+            f'the leaves {sorted(others)} hold no weights to choose from: leave them out with where='
+        )
     if not 0 <= keep - taken <= room or keep == taken:
         raise ValueError(
             f'the density asks for {keep} weights in all, of which the rules keep {taken}: the '

@@ -120,6 +120,11 @@ def test_steps_that_an_int32_does_not_hold():
         gradual.one_shot(2**40)
 
 
+def test_leaves_without_a_weight_alone_are_an_error():
+    with pytest.raises(ValueError, match=r"the leaves \['a'\] hold no weights to choose from"):
+        masks.global_top({'a': jnp.zeros((0, 3))}, 0.3)
+
+
 @pytest.mark.parametrize('score', [scores.magnitude, scores.lamp, 'magnitude'])
 def test_a_score_of_weights_alone_is_told_how_to_be_given(score):
     name = getattr(score, '__name__', score)
