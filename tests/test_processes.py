@@ -1,5 +1,6 @@
 """Two processes with four devices each train one network together."""
 
+import csv
 import fcntl
 import os
 import signal
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import photographs
 import pytest
 
 from configs import digits
@@ -180,6 +182,34 @@ def test_they_share_a_workdir(data, tmp_path):
     assert 'other of this process is not the workdir of process 0' in said[1][1]
     assert 'another process of this run cannot begin' in said[0][1]
     assert not any((workdir / name).exists() for name in ('run.json', 'checkpoints'))
+
+
+STREAMED = (
+    '--config.data.name=photographs',
+    '--config.data.streaming=True',
+    '--config.data.test_split=validation',
+    '--config.data.validation_examples=5',
+    '--config.data.normalize=imagenet',
+    '--config.data.image_size=12',
+    '--config.train.batch_size=8',
+)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize('mesh', ['tensor', 'fsdp'])
+def test_streamed_batches_are_those_of_one_process(mesh, tmp_path):
+    """Along the axis of tensors the processes read the same rows of a batch, else rows each."""
+    photographs.prepare(tmp_path / 'tfds')
+    more = (*STREAMED, f'--config.mesh.{mesh}=2')
+    bits = []
+    for count in (1, 2):
+        workdir = tmp_path / f'{count}'
+        codes, said = end(start(workdir, tmp_path / 'tfds', *more, devices=2 // count, count=count))
+        assert codes == [0] * count, said
+        with (workdir / 'results.csv').open() as file:
+            dense, *_ = csv.DictReader(file)
+        bits.append([float(dense[name]) for name in ('val_bits', 'test_bits', 'test_accuracy')])
+    np.testing.assert_allclose(*bits, rtol=1e-4)
 
 
 @pytest.mark.exhaustive
