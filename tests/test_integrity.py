@@ -65,7 +65,7 @@ def unseal(checkpoint):
 
 def unrecord(checkpoint):
     path = checkpoint / '_CHECKPOINT_METADATA'
-    path.write_text(path.read_text().replace('"level": 0', '"level": 1'))
+    path.write_text(path.read_text().replace(r'\"level\": 0', r'\"level\": 1'))
 
 
 def replace(checkpoint):

@@ -47,9 +47,10 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def sealed(value: Any) -> dict[str, Any]:
-    """Puts the SHA-256 of a value, of what JSON can hold, beside it."""
-    return {'value': value, 'sha256': _digest(value)}
+def sealed(value: Any) -> dict[str, str]:
+    """Writes a value as JSON, with the SHA-256 of the text beside it."""
+    text = json.dumps(value)
+    return {'text': text, 'sha256': hashlib.sha256(text.encode()).hexdigest()}
 
 
 def unsealed(found: Any) -> Any:
@@ -58,15 +59,12 @@ def unsealed(found: Any) -> Any:
     Raises:
       ValueError: it is not as it was sealed, or not there.
     """
-    if not isinstance(found, dict) or found.keys() != {'value', 'sha256'}:
+    whole = isinstance(found, dict) and found.keys() == {'text', 'sha256'}
+    if not whole or not isinstance(found['text'], str):
         raise ValueError('is missing, or of another version')
-    if _digest(found['value']) != found['sha256']:
+    if hashlib.sha256(found['text'].encode()).hexdigest() != found['sha256']:
         raise ValueError('is not as it was written')
-    return found['value']
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return json.loads(found['text'])
 
 
 def _files(directory: Path) -> list[Path]:
