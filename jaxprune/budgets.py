@@ -252,8 +252,7 @@ def rest(keep: int, fixed: Mapping[str, tuple[int, int]], others: Mapping[str, i
         return 0
     if not room:
         raise ValueError(
-            f'the leaves {sorted(others)} hold no weights to choose from: '
-            'leave them out with where='
+            f'the leaves {sorted(others)} hold no weights to choose from: leave them out by where='
         )
     if not 0 <= keep - taken <= room or keep == taken:
         raise ValueError(

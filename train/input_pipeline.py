@@ -98,8 +98,7 @@ def _held(config: ml_collections.ConfigDict, mesh: Mesh) -> InputPipeline:
     fingerprint = functools.cache(
         lambda: {name: data.fingerprint(part) for name, part in parts.items()}
     )
-    if jax.process_count() > 1:
-        processes.check_same('data', str(fingerprint()))
+    processes.check_same('data', fingerprint)
     on_devices = jax.device_put(parts, NamedSharding(mesh, P()))
     return InputPipeline(
         dataset.num_classes,
@@ -129,8 +128,7 @@ def _streamed(config: ml_collections.ConfigDict, mesh: Mesh, steps: int) -> Inpu
                 f'{c.name!r} hides the labels of the {name} part: set config.data.test_split to a '
                 'split that has them'
             )
-    if jax.process_count() > 1:
-        processes.check_same('data', str(fingerprint()))
+    processes.check_same('data', fingerprint)
     options = {'batch_size': batch, 'image_size': c.image_size, 'workers': c.workers, 'keys': keys}
     share, shares = layout.feeding(mesh)
     own_rows: dict[str, Any] = {'shard_index': share, 'shard_count': shares}

@@ -74,7 +74,7 @@ def run(
       Interrupted: SIGTERM or Ctrl-C; the run was saved.
     """
     processes.check_devices()
-    processes.check_same('config', config_lib.to_json(config))
+    processes.check_same('config', lambda: config_lib.to_json(config))
     with processes.together():
         config_lib.check(config, jax.device_count())
         workdirs.check(workdir, config)
